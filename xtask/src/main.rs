@@ -1,2 +1,53 @@
-//! Development tasks of the workspace.
-fn main() {}
+//! Development tasks of the workspace: `cargo xtask <task>`.
+//!
+//! The tasks need nothing but cargo, and on Debian the package manager: what a task
+//! needs beyond that, `setup` installs, saying so.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod layers;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask <task>
+
+  setup      install what a fresh Debian machine lacks, by its package manager
+  demo       build examples/hello with `cooper build` and show the result
+  test       everything that CI runs: format, lints, house rules, unit, property,
+             conformance and end-to-end tests
+  test-e2e   only the end-to-end tests; further arguments filter cases
+  layers     check who may depend on whom
+  tidy       check the house rules that a compiler does not know
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let task = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let result = match task.as_str() {
+        "setup" => setup::run(),
+        "demo" => setup::run().and_then(|()| demo::run()),
+        "test" => setup::run().and_then(|()| test::all()),
+        "test-e2e" => setup::run().and_then(|()| test::e2e(&rest)),
+        "layers" => layers::run(),
+        "tidy" => tidy::run(),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(anyhow::anyhow!("unknown task `{other}`\n\n{HELP}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {task}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `cooperd` as a user starts it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::run::{bin, wait_until};
+
+/// A daemon with a root folder of its own, stopped and removed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    dir: tempfile::TempDir,
+    child: Option<Child>,
+    config: String,
+    /// From the start of the process to the first accepted connection.
+    pub ready_after: Duration,
+}
+
+impl Daemon {
+    /// Starts one with an empty configuration file and waits until it serves.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::with_config("")
+    }
+
+    /// Starts one with this configuration file (`buildkitd.toml`).
+    #[track_caller]
+    pub fn with_config(config: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("cooper-daemon-")
+            .tempdir()
+            .unwrap();
+        let mut daemon = Self {
+            dir,
+            child: None,
+            config: config.to_owned(),
+            ready_after: Duration::ZERO,
+        };
+        daemon.spawn();
+        daemon
+    }
+
+    /// Starts the process again on the same root, after [`Daemon::stop`] or [`Daemon::kill`].
+    #[track_caller]
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "the daemon is still running");
+        let config = self.dir.path().join("buildkitd.toml");
+        std::fs::write(&config, &self.config).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path());
+        let _ = std::fs::remove_file(self.socket());
+        let child = Command::new(bin("cooperd"))
+            .args([
+                "--oci-worker=true",
+                "--containerd-worker=false",
+                "--oci-worker-gc=false",
+            ])
+            .args([
+                "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
+                "--debug",
+            ])
+            .arg("--config")
+            .arg(&config)
+            .arg("--root")
+            .arg(self.root())
+            .arg("--addr")
+            .arg(self.address())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn()
+            .expect("start cooperd");
+        self.child = Some(child);
+        let socket = self.socket();
+        self.ready_after = wait_until("cooperd serves", Duration::from_secs(20), || {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("cooperd ended with {status}:\n{}", self.log());
+            }
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// The daemon's root folder.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// A folder beside the root, removed with the daemon.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The address for clients, `unix://…`.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// The number of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    /// What the daemon logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Resident memory in KiB, by `field` of /proc/PID/status (`VmRSS`, `VmHWM`).
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Stops it as a service manager does; fails the test when it does not end cleanly.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        kill(pid(&child), Signal::SIGTERM).unwrap();
+        let mut status = None;
+        let limit = Duration::from_secs(20);
+        wait_until("cooperd stops on SIGTERM", limit, || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(
+            status.unwrap().success(),
+            "cooperd ended with {status:?}:\n{}",
+            self.log()
+        );
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("cooperd.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("cooperd.log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.lines().rev().take(60).collect::<Vec<_>>();
+            eprintln!("--- cooperd's log, its end ---");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            if let Some(mut child) = self.child.take() {
+                let _ = kill(pid(&child), Signal::SIGTERM);
+                std::thread::sleep(Duration::from_secs(1));
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        } else if self.child.is_some() {
+            self.stop();
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("process numbers fit in i32"))
+}

@@ -1,0 +1,37 @@
+//! The real parts that end-to-end tests are made of: a daemon, a registry, buildx, base images.
+//!
+//! Everything here panics with a message when something is wrong: it is test code, and a
+//! test that cannot be set up has failed. Every value cleans up after itself when it is
+//! dropped, and [`leak::Watch`] shows whether it did.
+//!
+//! It refuses to know Cooper's crates: it sees the daemon as a user does, through its
+//! command line, its socket and what it leaves on the machine.
+//!
+//! ```no_run
+//! use cooper_testkit::{Buildx, Context, Daemon, leak};
+//!
+//! let watch = leak::Watch::begin();
+//! let daemon = Daemon::start();
+//! let buildx = Buildx::new(&daemon);
+//! let context = Context::new().file("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+//! buildx.build(&context, &["--output=type=cacheonly"]).success();
+//! drop((buildx, daemon));
+//! watch.check();
+//! ```
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+mod buildx;
+mod context;
+mod daemon;
+mod image;
+pub mod leak;
+mod registry;
+mod run;
+
+pub use buildx::Buildx;
+pub use context::Context;
+pub use daemon::Daemon;
+pub use image::{push_busybox, push_debian};
+pub use registry::Registry;
+pub use run::{Ran, bin, cooper, run, wait_until};

@@ -1,0 +1,80 @@
+//! What a fresh Debian machine lacks, by its package manager.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// A file that shows that the package is there, and the package.
+const NEEDED: &[(&str, &str, &str)] = &[
+    ("runc", "runc", "runs the steps"),
+    (
+        "cc",
+        "gcc",
+        "compiles the C parts of SQLite, zstd and libdeflate",
+    ),
+    (
+        "busybox",
+        "busybox-static",
+        "is the base image of the demo and of the tests",
+    ),
+    (
+        "docker-registry",
+        "docker-registry",
+        "is the registry of the tests",
+    ),
+    ("skopeo", "skopeo", "checks images from outside"),
+    (
+        "debootstrap",
+        "debootstrap",
+        "makes the Debian base image of the tests",
+    ),
+];
+
+/// Installs what is missing; says what and why. Nothing is done when nothing is missing.
+pub(crate) fn run() -> Result<()> {
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(program, ..)| !run::have(program))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (_, package, why) in &missing {
+        eprintln!("setup: {package} is missing; it {why}");
+    }
+    let packages: Vec<_> = missing.iter().map(|(_, package, _)| *package).collect();
+    let by_hand = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "this machine has no apt-get: install {} by hand",
+            packages.join(", ")
+        );
+    }
+    // The uid of this process, without a dependency for it.
+    let root = std::fs::metadata("/proc/self")
+        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    if !root {
+        bail!("not root; run `{by_hand}` as root, then again");
+    }
+    eprintln!("setup: installing {}", packages.join(", "));
+    run::check(apt().arg("update"))?;
+    run::check(
+        apt()
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(&packages),
+    )
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .arg("--quiet=2");
+    command
+}
