@@ -114,7 +114,7 @@ impl Clip {
 fn size(bytes: u64) -> String {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) if bytes % unit == 0 => format!("{}{name}", bytes / unit),
+        Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{}{name}", bytes / unit),
         #[allow(clippy::cast_precision_loss)]
         Some((name, unit)) => format!("{:.2}{name}", bytes as f64 / *unit as f64),
         None => format!("{bytes}B"),

@@ -34,8 +34,10 @@ impl VertexProgress {
     /// Speaks for nobody, to nobody.
     pub fn discard() -> Self {
         let digest = EMPTY.parse().expect("the digest of nothing is well-formed");
-        Self { digest, sink: Arc::new(Discard) }
-    }
+        Self {
+            digest,
+            sink: Arc::new(Discard),
+        }
     }
 
     /// The vertex.
