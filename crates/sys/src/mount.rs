@@ -1,0 +1,320 @@
+//! Mounting: overlays by the mount API of Linux 6.5 with a way back for older kernels, and
+//! everything else by mount(2).
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    move_mount,
+};
+
+/// The longest string that fsconfig(2) takes, its end included.
+const FSCONFIG_MAX: usize = 256;
+
+/// Mounts `source` on `target` with options in the form of mount(8): flags like `ro`, `nosuid`
+/// and `rbind`, and whatever the file system takes, like `lowerdir=/a:/b`.
+///
+/// An overlay is put together with `fsopen`, one `lowerdir+` for each layer, so that the number
+/// of layers is not bound by the length of a page; where the kernel does not know that
+/// (before 6.5, or 6.1 that takes it and then refuses the whole), mount(2) is used.
+pub fn mount(kind: &str, source: &Path, options: &[String], target: &Path) -> io::Result<()> {
+    let parsed = Options::parse(options);
+    if kind == "overlay" {
+        match overlay(&parsed, target) {
+            Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {}
+            result => return Ok(result?),
+        }
+    }
+    let data = CString::new(parsed.data.join(",")).map_err(|_| io::ErrorKind::InvalidInput)?;
+    if parsed.bind {
+        let bind = if parsed.recursive {
+            rustix::mount::mount_bind_recursive(source, target)
+        } else {
+            rustix::mount::mount_bind(source, target)
+        };
+        bind?;
+        if !parsed.flags.is_empty() {
+            // A bind takes its flags only by being mounted again (mount(2), "Remounting").
+            let again = rustix::mount::mount_remount(target, MountFlags::BIND | parsed.flags, c"");
+            if let Err(error) = again {
+                let _ = unmount(target);
+                return Err(error.into());
+            }
+        }
+        return Ok(());
+    }
+    Ok(rustix::mount::mount(
+        source,
+        target,
+        kind,
+        parsed.flags,
+        data.as_c_str(),
+    )?)
+}
+
+/// Unmounts `target`, lazily: what is busy goes when its last user goes. A target that is not
+/// a mount point is no error.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes `target` a mount of its own from which nothing spreads (mount_namespaces(7)).
+pub fn make_private(target: &Path) -> io::Result<()> {
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change(target, flags)?)
+}
+
+/// Options in the form of mount(8), sorted into what the kernel takes where.
+#[derive(Debug, PartialEq)]
+struct Options {
+    flags: MountFlags,
+    bind: bool,
+    recursive: bool,
+    data: Vec<String>,
+}
+
+impl Options {
+    fn parse(options: &[String]) -> Self {
+        let mut parsed = Self {
+            flags: MountFlags::empty(),
+            bind: false,
+            recursive: false,
+            data: Vec::new(),
+        };
+        for option in options {
+            match option.as_str() {
+                "bind" => parsed.bind = true,
+                "rbind" => (parsed.bind, parsed.recursive) = (true, true),
+                "ro" => parsed.flags |= MountFlags::RDONLY,
+                "rw" => parsed.flags -= MountFlags::RDONLY,
+                "nosuid" => parsed.flags |= MountFlags::NOSUID,
+                "nodev" => parsed.flags |= MountFlags::NODEV,
+                "noexec" => parsed.flags |= MountFlags::NOEXEC,
+                "noatime" => parsed.flags |= MountFlags::NOATIME,
+                "nodiratime" => parsed.flags |= MountFlags::NODIRATIME,
+                "relatime" => parsed.flags |= MountFlags::RELATIME,
+                "strictatime" => parsed.flags |= MountFlags::STRICTATIME,
+                "defaults" | "suid" | "dev" | "exec" => {}
+                _ => parsed.data.push(option.clone()),
+            }
+        }
+        parsed
+    }
+}
+
+fn overlay(options: &Options, target: &Path) -> Result<(), Errno> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "overlay")?;
+    for option in &options.data {
+        match option.split_once('=') {
+            Some(("lowerdir", layers)) => {
+                for layer in layers.split(':') {
+                    if layer.len() >= FSCONFIG_MAX {
+                        return Err(Errno::INVAL);
+                    }
+                    fsconfig_set_string(&context, "lowerdir+", layer)?;
+                }
+            }
+            Some((_, value)) if value.len() >= FSCONFIG_MAX => return Err(Errno::INVAL),
+            Some((key, value)) => fsconfig_set_string(&context, key, value)?,
+            None => fsconfig_set_flag(&context, option.as_str())?,
+        }
+    }
+    fsconfig_create(&context)?;
+    let mut attributes = MountAttrFlags::empty();
+    let pairs = [
+        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+    ];
+    for (flag, attribute) in pairs {
+        if options.flags.contains(flag) {
+            attributes |= attribute;
+        }
+    }
+    let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    move_mount(
+        &mounted,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// A mount that is there as long as this value is. Dropping it unmounts lazily, at once.
+#[derive(Debug)]
+#[must_use = "the mount goes when this value does"]
+pub struct MountGuard {
+    target: Option<PathBuf>,
+}
+
+impl MountGuard {
+    /// Mounts as [`mount`] does.
+    pub fn mount(kind: &str, source: &Path, options: &[String], target: &Path) -> io::Result<Self> {
+        mount(kind, source, options, target)?;
+        Ok(Self {
+            target: Some(target.to_owned()),
+        })
+    }
+
+    /// Where it is mounted.
+    pub fn target(&self) -> &Path {
+        self.target.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Unmounts and says whether that went well.
+    pub fn close(mut self) -> io::Result<()> {
+        self.target.take().map_or(Ok(()), |target| unmount(&target))
+    }
+}
+
+impl Drop for MountGuard {
+    fn drop(&mut self) {
+        if let Some(target) = self.target.take() {
+            let _ = unmount(&target);
+        }
+    }
+}
+
+/// One line of mountinfo, as far as it is needed here (proc_pid_mountinfo(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// The type of its file system.
+    pub kind: String,
+}
+
+impl MountPoint {
+    /// The mounts of this process's namespace, in the order in which they were made.
+    pub fn all() -> io::Result<Vec<Self>> {
+        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    /// Those at or below `dir`, the innermost first: the order in which to unmount them.
+    pub fn below(dir: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Self::all()?;
+        found.retain(|mount| mount.target.starts_with(dir));
+        found.reverse();
+        Ok(found)
+    }
+
+    fn parse(info: &[u8]) -> Vec<Self> {
+        let lines = info.split(|byte| *byte == b'\n');
+        lines
+            .filter_map(|line| {
+                let mut fields = line.split(|byte| *byte == b' ');
+                let target = PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(fields.nth(4)?)));
+                fields.find(|field| *field == b"-")?;
+                let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+                Some(Self { target, kind })
+            })
+            .collect()
+    }
+}
+
+/// Blanks, tabs, newlines and backslashes stand as octal numbers.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
+        let value =
+            octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        if let Some(value) = value {
+            plain.push(value);
+            rest = &tail[3..];
+        } else {
+            plain.push(*first);
+            rest = tail;
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(options: &[&str]) -> Vec<String> {
+        options.iter().map(|option| (*option).to_owned()).collect()
+    }
+
+    #[test]
+    fn options_are_sorted_into_flags_and_data() {
+        let parsed = Options::parse(&words(&["rbind", "ro", "nosuid", "size=3", "uid=1"]));
+        assert!(parsed.bind && parsed.recursive);
+        assert_eq!(parsed.flags, MountFlags::RDONLY | MountFlags::NOSUID);
+        assert_eq!(parsed.data, ["size=3", "uid=1"]);
+    }
+
+    #[test]
+    fn mountinfo_is_read_with_its_escapes() {
+        let line = b"36 35 98:0 /m /a\\040b\\134 rw,noatime shared:1 - overlay none rw\n";
+        let parsed = MountPoint::parse(line);
+        assert_eq!(
+            parsed,
+            [MountPoint {
+                target: "/a b\\".into(),
+                kind: "overlay".into()
+            }]
+        );
+    }
+
+    #[test]
+    fn an_overlay_of_many_layers_shows_the_topmost_and_goes_with_its_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lower = Vec::new();
+        for number in 0..200 {
+            let layer = dir.path().join(format!("layer-with-a-long-name-{number}"));
+            std::fs::create_dir(&layer).unwrap();
+            std::fs::write(layer.join("who"), number.to_string()).unwrap();
+            lower.push(layer.display().to_string());
+        }
+        let path = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let (upper, work, target) = (path("upper"), path("work"), path("target"));
+        let options = [
+            format!("lowerdir={}", lower.join(":")),
+            format!("upperdir={}", upper.display()),
+            format!("workdir={}", work.display()),
+            "volatile".into(),
+            "index=off".into(),
+        ];
+        let guard = MountGuard::mount("overlay", Path::new("overlay"), &options, &target).unwrap();
+        assert_eq!(std::fs::read_to_string(target.join("who")).unwrap(), "0");
+        std::fs::write(target.join("new"), "x").unwrap();
+        assert!(upper.join("new").exists());
+        assert_eq!(MountPoint::below(&target).unwrap().len(), 1);
+        guard.close().unwrap();
+        assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_read_only_bind_refuses_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("s"), dir.path().join("t"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::create_dir(&target).unwrap();
+        let guard = MountGuard::mount("bind", &source, &words(&["rbind", "ro"]), &target).unwrap();
+        let error = std::fs::write(target.join("x"), "x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        drop(guard);
+        std::fs::write(target.join("x"), "x").unwrap();
+    }
+}
