@@ -1,0 +1,403 @@
+//! Opening the store, reading it, and handing writes to the writer.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use tokio::sync::oneshot;
+
+use crate::table::{Read, Write, as_sql};
+use crate::writer::{Call, Message, Writer};
+use crate::{Seq, StoreError};
+
+/// The format of the file, raised when an older program could not read it.
+const VERSION: i64 = 1;
+/// Idle connections for reading that are kept.
+const READERS: usize = 4;
+
+/// The store. Clones share it; the last one to go waits until all writes are done.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    location: Location,
+    readers: Mutex<Vec<Connection>>,
+    // For a store in memory: the database lives as long as a connection to it.
+    _anchor: Mutex<Option<Connection>>,
+    writer: Writer,
+}
+
+#[derive(Debug)]
+enum Location {
+    File(PathBuf),
+    Memory(String),
+}
+
+/// A row that was dropped at opening, because the machine had died before it was durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its table.
+    pub table: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl Store {
+    /// Opens the store in the file `path`, made when it is missing. `boot` is the identity of
+    /// this boot of the machine: when the last checkpoint was made in another one, the rows
+    /// above the watermark are dropped and returned.
+    ///
+    /// # Errors
+    /// When the file is damaged, or of another format; the file is left as it is.
+    pub fn open(path: &Path, boot: &str) -> Result<(Self, Vec<Dropped>), StoreError> {
+        Self::start(Location::File(path.to_owned()), boot)
+    }
+
+    /// A store that is gone with its last clone.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!(
+            "file:store{}?mode=memory&cache=shared",
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        Ok(Self::start(Location::Memory(name), "memory")?.0)
+    }
+
+    fn start(location: Location, boot: &str) -> Result<(Self, Vec<Dropped>), StoreError> {
+        let path = location.path();
+        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                StoreError::Corrupt {
+                    path: path.clone(),
+                    detail: source.to_string(),
+                }
+            }
+            _ => StoreError::Open {
+                path: path.clone(),
+                source,
+            },
+        };
+        let mut connection = location.connect().map_err(failed)?;
+        let anchor = match &location {
+            Location::Memory(_) => Some(location.connect().map_err(failed)?),
+            Location::File(_) => None,
+        };
+        let found: i64 = connection
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .map_err(failed)?;
+        if found != 0 && found != VERSION {
+            return Err(StoreError::Version {
+                path,
+                found,
+                known: VERSION,
+            });
+        }
+        connection
+            .execute_batch(&format!(
+                "CREATE TABLE IF NOT EXISTS kv (
+                     tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
+                     PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+                 PRAGMA user_version = {VERSION};"
+            ))
+            .map_err(failed)?;
+        if matches!(location, Location::File(_)) {
+            let verdict: String = connection
+                .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+                .map_err(failed)?;
+            if verdict != "ok" {
+                return Err(StoreError::Corrupt {
+                    path,
+                    detail: verdict,
+                });
+            }
+        }
+        let dropped = drop_lost(&mut connection, boot).map_err(failed)?;
+        let seq: i64 = connection
+            .query_row("SELECT COALESCE(MAX(seq), 0) FROM kv", [], |row| row.get(0))
+            .map_err(failed)?;
+        let watermark = read_meta(&connection, "watermark").map_err(failed)?;
+        let watermark: Seq = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let seq = Seq::try_from(seq).unwrap_or(0).max(watermark);
+        let writer = Writer::start(connection, seq).map_err(StoreError::Durable)?;
+        let readers = Mutex::new(Vec::new());
+        let inner = Inner {
+            location,
+            readers,
+            _anchor: Mutex::new(anchor),
+            writer,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            dropped,
+        ))
+    }
+
+    /// Runs `function` in a transaction and returns when it is committed: what it wrote
+    /// survives the death of the process. When it fails or panics, nothing of it is kept.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the transaction back: it has been handed over when
+    /// the future is first polled.
+    pub async fn write<T, F>(&self, function: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.submit(function)?
+            .await
+            .map_err(|_| StoreError::Closed)?
+    }
+
+    /// Hands a transaction over and does not wait for it. Transactions are committed in the
+    /// order in which they were handed over. For `Drop` and other places that cannot wait.
+    pub fn submit<T, F>(
+        &self,
+        function: F,
+    ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (reply, receiver) = oneshot::channel();
+        let call = Call {
+            function: Some(function),
+            result: None,
+            reply,
+        };
+        self.inner.writer.send(Message::Job(Box::new(call)))?;
+        Ok(receiver)
+    }
+
+    /// Runs `function` on a consistent view. It sees every acknowledged write, waits for
+    /// nobody, and takes microseconds when it reads by key: fit for an async thread.
+    pub fn read<T>(
+        &self,
+        function: impl FnOnce(&Read<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = |source| StoreError::Sql {
+            table: "kv",
+            source,
+        };
+        let idle = self
+            .inner
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => self.inner.location.connect().map_err(failed)?,
+        };
+        let result = {
+            let transaction = connection.transaction().map_err(failed)?;
+            function(&Read {
+                connection: &transaction,
+            })
+        };
+        let mut readers = self
+            .inner
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < READERS {
+            readers.push(connection);
+        }
+        result
+    }
+
+    /// Makes everything that is committed now survive the death of the machine: calls `sync`,
+    /// which has to make the files durable that the rows speak of, then writes the watermark
+    /// with a synced commit. Returns the watermark. Writers wait meanwhile.
+    pub async fn checkpoint(
+        &self,
+        boot: &str,
+        sync: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<Seq, StoreError> {
+        let (done, receiver) = oneshot::channel();
+        let message = Message::Checkpoint {
+            boot: boot.to_owned(),
+            sync: Box::new(sync),
+            done,
+        };
+        self.inner.writer.send(message)?;
+        receiver.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Location {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::File(path) => path.clone(),
+            Self::Memory(_) => PathBuf::from(":memory:"),
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, rusqlite::Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = match self {
+            Self::File(path) => Connection::open_with_flags(path, flags)?,
+            Self::Memory(name) => {
+                Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_URI)?
+            }
+        };
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        // KiB for each connection: an idle daemon is small.
+        connection.pragma_update(None, "cache_size", -512)?;
+        if matches!(self, Self::Memory(_)) {
+            // A shared cache locks tables; readers look past uncommitted writes instead of failing.
+            connection.pragma_update(None, "read_uncommitted", true)?;
+        }
+        connection.set_prepared_statement_cache_capacity(16);
+        Ok(connection)
+    }
+}
+
+fn read_meta(connection: &Connection, name: &str) -> Result<Option<String>, rusqlite::Error> {
+    let sql = "SELECT value FROM meta WHERE name = ?1";
+    connection
+        .query_row(sql, [name], |row| row.get(0))
+        .optional()
+}
+
+/// After another boot: rows above the watermark may speak of files that never reached the disk.
+fn drop_lost(connection: &mut Connection, boot: &str) -> Result<Vec<Dropped>, rusqlite::Error> {
+    let last = read_meta(connection, "boot")?;
+    let mut dropped = Vec::new();
+    if let Some(last) = last
+        && last != boot
+    {
+        let watermark = read_meta(connection, "watermark")?;
+        let watermark: Seq = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let transaction = connection.transaction()?;
+        {
+            let sql = "DELETE FROM kv WHERE seq > ?1 RETURNING tbl, key";
+            let mut statement = transaction.prepare(sql)?;
+            let mut rows = statement.query([as_sql(watermark)])?;
+            while let Some(row) = rows.next()? {
+                dropped.push(Dropped {
+                    table: row.get(0)?,
+                    key: row.get(1)?,
+                });
+            }
+        }
+        transaction.commit()?;
+    }
+    // From now on rows belong to this boot, also before its first checkpoint.
+    let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES ('boot', ?1)";
+    connection.execute(sql, [boot])?;
+    Ok(dropped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Table;
+
+    const T: Table<u64> = Table::new("t");
+
+    fn open(dir: &Path, boot: &str) -> (Store, Vec<Dropped>) {
+        Store::open(&dir.join("store.db"), boot).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_scanned_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "boot");
+        for (key, value) in [("a/1", 1), ("a/2", 2), ("b/1", 3)] {
+            store
+                .write(move |tx| tx.put(&T, key, &value))
+                .await
+                .unwrap();
+        }
+        let scan = store.read(|tx| tx.scan(&T, "a/")).unwrap();
+        assert_eq!(scan, [("a/1".into(), 1), ("a/2".into(), 2)]);
+        assert!(store.write(|tx| tx.delete(&T, "a/1")).await.unwrap());
+        drop(store);
+        let (store, dropped) = open(dir.path(), "boot");
+        assert_eq!(dropped, []);
+        assert!(!store.read(|tx| tx.has(&T, "a/1")).unwrap());
+        assert_eq!(store.read(|tx| tx.get(&T, "b/1")).unwrap(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_fails_or_panics_leaves_nothing() {
+        let store = Store::in_memory().unwrap();
+        let failed = store.write(|tx| {
+            tx.put(&T, "x", &1)?;
+            Err::<(), _>(StoreError::Closed)
+        });
+        assert!(failed.await.is_err());
+        let panicked = store.write(|tx| -> Result<(), StoreError> {
+            tx.put(&T, "x", &1)?;
+            panic!("on purpose")
+        });
+        assert!(matches!(panicked.await, Err(StoreError::Panic(text)) if text == "on purpose"));
+        assert_eq!(store.read(|tx| tx.get(&T, "x")).unwrap(), None);
+        store.write(|tx| tx.put(&T, "x", &2)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_another_boot_only_what_was_checkpointed_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "one");
+        store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
+        store.checkpoint("one", || Ok(())).await.unwrap();
+        store.write(|tx| tx.put(&T, "lost", &2)).await.unwrap();
+        drop(store);
+        let (store, dropped) = open(dir.path(), "two");
+        assert_eq!(
+            dropped,
+            [Dropped {
+                table: "t".into(),
+                key: "lost".into()
+            }]
+        );
+        assert_eq!(store.read(|tx| tx.get(&T, "safe")).unwrap(), Some(1));
+        // The same boot again: nothing more is dropped, nor what came since.
+        store.write(|tx| tx.put(&T, "new", &3)).await.unwrap();
+        drop(store);
+        let (store, dropped) = open(dir.path(), "two");
+        assert_eq!(dropped, []);
+        assert_eq!(store.read(|tx| tx.get(&T, "new")).unwrap(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_whose_sync_fails_moves_no_watermark() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "one");
+        store.write(|tx| tx.put(&T, "lost", &1)).await.unwrap();
+        let failed = store.checkpoint("one", || Err(std::io::Error::other("disk")));
+        assert!(failed.await.is_err());
+        drop(store);
+        assert_eq!(open(dir.path(), "two").1.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        std::fs::write(
+            &path,
+            "this is no database, whatever its name says".repeat(100),
+        )
+        .unwrap();
+        let error = Store::open(&path, "boot").unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        assert!(
+            std::fs::read_to_string(&path)
+                .unwrap()
+                .starts_with("this is no")
+        );
+    }
+}
