@@ -1,0 +1,208 @@
+//! The metadata that both local snapshotters share: which key or name is which folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cooper_store::{Read, Store, StoreError, Table};
+use serde::{Deserialize, Serialize};
+
+use crate::error::io;
+use crate::{ActiveKey, SnapshotError, SnapshotId, SnapshotName};
+
+/// Keys are `a/<key>` and `c/<name>`.
+const SNAPSHOTS: Table<Record> = Table::new("snapshots");
+/// Keys are `<parent's name>/<id of the child as above>`.
+const CHILDREN: Table<()> = Table::new("snapshot-children");
+/// Layers of one chain at most: a bound on a walk, far above what images have.
+const MAX_CHAIN: usize = 4096;
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Its folder.
+    pub(crate) number: u64,
+    /// What it stands on.
+    pub(crate) parent: Option<String>,
+    /// Whether it is a view.
+    pub(crate) view: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Index {
+    root: PathBuf,
+    store: Store,
+    next: AtomicU64,
+}
+
+fn active(key: &ActiveKey) -> String {
+    format!("a/{key}")
+}
+
+fn committed(name: &SnapshotName) -> String {
+    format!("c/{name}")
+}
+
+fn id_key(id: &SnapshotId) -> String {
+    match id {
+        SnapshotId::Active(key) => active(key),
+        SnapshotId::Committed(name) => committed(name),
+    }
+}
+
+impl Index {
+    /// Opens the index of the snapshots in `root`, and removes folders that belong to none:
+    /// what a process left that died between making a folder and writing it down.
+    pub(crate) fn open(root: &Path, store: Store) -> Result<Self, SnapshotError> {
+        // Short, because the path of every layer of a chain is part of one mount.
+        let folders = root.join("s");
+        std::fs::create_dir_all(&folders).map_err(io("make", &folders))?;
+        let records = store.read(|tx| tx.scan(&SNAPSHOTS, ""))?;
+        let known: std::collections::HashSet<u64> =
+            records.iter().map(|(_, record)| record.number).collect();
+        let mut next = known.iter().max().map_or(1, |number| number + 1);
+        for entry in std::fs::read_dir(&folders).map_err(io("list", &folders))? {
+            let path = entry.map_err(io("list", &folders))?.path();
+            let number = path
+                .file_name()
+                .and_then(|name| name.to_str()?.parse::<u64>().ok());
+            if let Some(number) = number {
+                next = next.max(number + 1);
+                if known.contains(&number) {
+                    continue;
+                }
+            }
+            std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+        }
+        Ok(Self {
+            root: folders,
+            store,
+            next: AtomicU64::new(next),
+        })
+    }
+
+    /// The folder of a snapshot.
+    pub(crate) fn folder(&self, number: u64) -> PathBuf {
+        self.root.join(number.to_string())
+    }
+
+    /// A number that no snapshot has had since the folders were last listed.
+    pub(crate) fn allocate(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes down a new active snapshot or view.
+    pub(crate) async fn insert(
+        &self,
+        key: &ActiveKey,
+        record: Record,
+    ) -> Result<(), SnapshotError> {
+        let id = active(key);
+        self.store
+            .write(move |tx| {
+                if tx.has(&SNAPSHOTS, &id)? {
+                    return Ok(Err(SnapshotError::Exists {
+                        id: id[2..].to_owned(),
+                    }));
+                }
+                if let Some(parent) = &record.parent {
+                    if !tx.has(&SNAPSHOTS, &format!("c/{parent}"))? {
+                        return Ok(Err(SnapshotError::NotFound { id: parent.clone() }));
+                    }
+                    tx.put(&CHILDREN, &format!("{parent}/{id}"), &())?;
+                }
+                tx.put(&SNAPSHOTS, &id, &record)?;
+                Ok(Ok(()))
+            })
+            .await?
+    }
+
+    pub(crate) fn get(&self, id: &SnapshotId) -> Result<Record, SnapshotError> {
+        let record = self.store.read(|tx| tx.get(&SNAPSHOTS, &id_key(id)))?;
+        record.ok_or_else(|| SnapshotError::NotFound { id: id.to_string() })
+    }
+
+    /// The numbers of `name` and all that it stands on, the topmost first.
+    pub(crate) fn chain(&self, name: &str) -> Result<Vec<u64>, SnapshotError> {
+        let walk = |tx: &Read<'_>| -> Result<Result<Vec<u64>, SnapshotError>, StoreError> {
+            let mut chain = Vec::new();
+            let mut next = Some(name.to_owned());
+            while let Some(name) = next {
+                let record = match tx.get(&SNAPSHOTS, &format!("c/{name}"))? {
+                    Some(record) if chain.len() < MAX_CHAIN => record,
+                    _ => return Ok(Err(SnapshotError::NotFound { id: name })),
+                };
+                chain.push(record.number);
+                next = record.parent;
+            }
+            Ok(Ok(chain))
+        };
+        self.store.read(walk)?
+    }
+
+    /// Turns the active `key` into the committed `name`.
+    pub(crate) async fn commit(
+        &self,
+        key: &ActiveKey,
+        name: &SnapshotName,
+    ) -> Result<Record, SnapshotError> {
+        let (from, to) = (active(key), committed(name));
+        self.store
+            .write(move |tx| {
+                let Some(record) = tx.get(&SNAPSHOTS, &from)? else {
+                    return Ok(Err(SnapshotError::NotFound {
+                        id: from[2..].to_owned(),
+                    }));
+                };
+                if record.view {
+                    return Ok(Err(SnapshotError::ReadOnly {
+                        id: from[2..].to_owned(),
+                    }));
+                }
+                if tx.has(&SNAPSHOTS, &to)? {
+                    return Ok(Err(SnapshotError::Exists {
+                        id: to[2..].to_owned(),
+                    }));
+                }
+                tx.delete(&SNAPSHOTS, &from)?;
+                tx.put(&SNAPSHOTS, &to, &record)?;
+                if let Some(parent) = &record.parent {
+                    tx.delete(&CHILDREN, &format!("{parent}/{from}"))?;
+                    tx.put(&CHILDREN, &format!("{parent}/{to}"), &())?;
+                }
+                Ok(Ok(record))
+            })
+            .await?
+    }
+
+    /// Strikes a snapshot out; `None` when there is none.
+    pub(crate) async fn remove(&self, id: &SnapshotId) -> Result<Option<Record>, SnapshotError> {
+        let (key, shown) = (id_key(id), id.to_string());
+        self.store
+            .write(move |tx| {
+                let Some(record) = tx.get(&SNAPSHOTS, &key)? else {
+                    return Ok(Ok(None));
+                };
+                if let Some(name) = key.strip_prefix("c/")
+                    && let Some((child, ())) = tx.scan(&CHILDREN, &format!("{name}/"))?.pop()
+                {
+                    let child = child[name.len() + 3..].to_owned();
+                    return Ok(Err(SnapshotError::HasChildren { id: shown, child }));
+                }
+                tx.delete(&SNAPSHOTS, &key)?;
+                if let Some(parent) = &record.parent {
+                    tx.delete(&CHILDREN, &format!("{parent}/{key}"))?;
+                }
+                Ok(Ok(Some(record)))
+            })
+            .await?
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
+        let records = self.store.read(|tx| tx.scan(&SNAPSHOTS, ""))?;
+        let id = |key: &str| match key.strip_prefix("a/") {
+            Some(key) => SnapshotId::Active(ActiveKey::new(key)),
+            None => SnapshotId::Committed(SnapshotName::new(&key[2..])),
+        };
+        Ok(records.iter().map(|(key, _)| id(key)).collect())
+    }
+}

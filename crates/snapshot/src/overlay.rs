@@ -1,0 +1,264 @@
+//! Snapshots on overlayfs: each is the folder of its own changes, and a mount stacks them.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use cooper_store::Store;
+use cooper_sys::MountGuard;
+
+use crate::error::io;
+use crate::index::{Index, Record};
+use crate::tree::{self, blocking};
+use crate::{ActiveKey, Mount, SnapshotError, SnapshotId, SnapshotName, Snapshotter, Usage};
+
+/// What the kernel's overlayfs is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// Mount without syncing what is written (Linux 5.10): unmounting is then cheap, and the
+    /// upper folder is only complete on disk after a sync of its file system.
+    pub volatile: bool,
+    /// Keep overlayfs's marks in `user.` attributes: for mounts in a user namespace.
+    pub userxattr: bool,
+}
+
+/// Keeps each snapshot's changes in `<root>/s/<number>/fs`.
+#[derive(Clone, Debug)]
+pub struct OverlaySnapshotter {
+    index: Arc<Index>,
+    options: OverlayOptions,
+    work: Arc<AtomicU64>,
+}
+
+impl OverlaySnapshotter {
+    /// Opens the snapshots in `root`, made when it is missing; their metadata is in `store`.
+    /// The options are those that [`OverlaySnapshotter::probe`] found.
+    pub fn open(root: &Path, store: Store, options: OverlayOptions) -> Result<Self, SnapshotError> {
+        let index = Arc::new(Index::open(root, store)?);
+        Ok(Self {
+            index,
+            options,
+            work: Arc::default(),
+        })
+    }
+
+    /// Mounts an overlay in a temporary folder of `root` and says what is possible there.
+    ///
+    /// # Errors
+    /// When overlayfs cannot be used on this file system or by this user.
+    pub fn probe(root: &Path) -> Result<OverlayOptions, SnapshotError> {
+        std::fs::create_dir_all(root).map_err(io("make", root))?;
+        let folder = root.join(format!("probe-{}", std::process::id()));
+        tree::remove(&folder)?;
+        tree::make(&folder, &["l", "u", "v", "w", "x", "m"])?;
+        let attempt = |volatile: bool, upper: &str, work: &str| {
+            let place = |name: &str| folder.join(name).display().to_string();
+            let mut options = vec![
+                format!("lowerdir={}", place("l")),
+                format!("upperdir={}", place(upper)),
+                format!("workdir={}", place(work)),
+            ];
+            options.extend(fixed(OverlayOptions {
+                volatile,
+                userxattr: false,
+            }));
+            let target = folder.join("m");
+            let mounted = MountGuard::mount("overlay", Path::new("overlay"), &options, &target);
+            mounted.and_then(MountGuard::close)
+        };
+        let result = match attempt(true, "u", "w") {
+            Ok(()) => Ok(OverlayOptions {
+                volatile: true,
+                userxattr: false,
+            }),
+            Err(_) => attempt(false, "v", "x")
+                .map(|()| OverlayOptions::default())
+                .map_err(io("mount an overlay in", &folder)),
+        };
+        tree::remove(&folder)?;
+        result
+    }
+
+    async fn make(
+        &self,
+        key: &ActiveKey,
+        parent: Option<&SnapshotName>,
+        view: bool,
+    ) -> Result<(), SnapshotError> {
+        let number = self.index.allocate();
+        let folder = self.index.folder(number);
+        tree::make(&folder, &["fs", "work"])?;
+        let result = async {
+            if let Some(parent) = parent {
+                let record = self.index.get(&SnapshotId::Committed(parent.clone()))?;
+                let below = self.index.folder(record.number).join("fs");
+                let meta = below.metadata().map_err(io("stat", &below))?;
+                // The root of the stack is the topmost folder: it belongs to who owned it below.
+                let top = folder.join("fs");
+                std::os::unix::fs::chown(&top, Some(meta.uid()), Some(meta.gid()))
+                    .map_err(io("change the owner of", &top))?;
+            }
+            let record = Record {
+                number,
+                parent: parent.map(ToString::to_string),
+                view,
+            };
+            self.index.insert(key, record).await
+        };
+        let result = result.await;
+        if result.is_err() {
+            let _ = tree::remove(&folder);
+        }
+        result
+    }
+}
+
+/// Options that do not name folders, each said explicitly because kernels differ in defaults.
+fn fixed(options: OverlayOptions) -> Vec<String> {
+    let mut fixed = vec!["index=off".to_owned()];
+    if options.userxattr {
+        // With it the kernel allows neither redirections nor metadata copies anyway.
+        fixed.push("userxattr".into());
+    } else {
+        fixed.push("redirect_dir=off".into());
+        fixed.push("metacopy=off".into());
+    }
+    if options.volatile {
+        fixed.push("volatile".into());
+    }
+    fixed
+}
+
+#[async_trait]
+impl Snapshotter for OverlaySnapshotter {
+    fn name(&self) -> &'static str {
+        "overlayfs"
+    }
+
+    async fn prepare(
+        &self,
+        key: &ActiveKey,
+        parent: Option<&SnapshotName>,
+    ) -> Result<(), SnapshotError> {
+        self.make(key, parent, false).await
+    }
+
+    async fn view(
+        &self,
+        key: &ActiveKey,
+        parent: Option<&SnapshotName>,
+    ) -> Result<(), SnapshotError> {
+        self.make(key, parent, true).await
+    }
+
+    async fn mounts(&self, key: &ActiveKey) -> Result<Vec<Mount>, SnapshotError> {
+        let record = self.index.get(&SnapshotId::Active(key.clone()))?;
+        let folder = self.index.folder(record.number);
+        let top = folder.join("fs");
+        let lower = match &record.parent {
+            Some(parent) => self.index.chain(parent)?,
+            None => return Ok(vec![Mount::bind(&top, record.view)]),
+        };
+        let place = |number: &u64| self.index.folder(*number).join("fs");
+        if record.view
+            && let [only] = lower.as_slice()
+        {
+            return Ok(vec![Mount::bind(&place(only), true)]);
+        }
+        let stack: Vec<_> = lower
+            .iter()
+            .map(|number| place(number).display().to_string())
+            .collect();
+        let mut options = vec![format!("lowerdir={}", stack.join(":"))];
+        if record.view {
+            options.extend(fixed(OverlayOptions {
+                volatile: false,
+                ..self.options
+            }));
+            options.push("ro".into());
+        } else {
+            // A work folder of its own for each mount: a volatile one leaves a mark that
+            // forbids the next (Documentation/filesystems/overlayfs.rst, "Volatile mount").
+            let work = folder
+                .join("work")
+                .join(self.work.fetch_add(1, Ordering::Relaxed).to_string());
+            std::fs::create_dir(&work).map_err(io("make", &work))?;
+            options.push(format!("upperdir={}", top.display()));
+            options.push(format!("workdir={}", work.display()));
+            options.extend(fixed(self.options));
+        }
+        Ok(vec![Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options,
+        }])
+    }
+
+    async fn commit(&self, key: &ActiveKey, name: &SnapshotName) -> Result<(), SnapshotError> {
+        let record = self.index.commit(key, name).await?;
+        // Empty folders; a process that dies here leaves them, which harms nobody.
+        tree::remove(&self.index.folder(record.number).join("work"))
+    }
+
+    async fn usage(&self, name: &SnapshotName) -> Result<Usage, SnapshotError> {
+        let record = self.index.get(&SnapshotId::Committed(name.clone()))?;
+        let folder = self.index.folder(record.number).join("fs");
+        blocking(move || tree::usage(&folder)).await
+    }
+
+    async fn usage_active(&self, key: &ActiveKey) -> Result<Usage, SnapshotError> {
+        let record = self.index.get(&SnapshotId::Active(key.clone()))?;
+        let folder = self.index.folder(record.number).join("fs");
+        blocking(move || tree::usage(&folder)).await
+    }
+
+    async fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        let Some(record) = self.index.remove(id).await? else {
+            return Ok(());
+        };
+        let folder = self.index.folder(record.number);
+        blocking(move || tree::remove(&folder)).await
+    }
+
+    async fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
+        self.index.list()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn overlays_conform_with_and_without_sync() {
+        for volatile in [true, false] {
+            crate::testsuite::run(|root, store| {
+                let mut options = OverlaySnapshotter::probe(root).unwrap();
+                options.volatile &= volatile;
+                Arc::new(OverlaySnapshotter::open(root, store, options).unwrap())
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volatile_snapshot_is_mounted_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OverlaySnapshotter::probe(dir.path()).unwrap();
+        let store = Store::in_memory().unwrap();
+        let snapshots = OverlaySnapshotter::open(dir.path(), store, options).unwrap();
+        let (base, key) = (SnapshotName::new("base"), ActiveKey::new("key"));
+        snapshots.prepare(&key, None).await.unwrap();
+        snapshots.commit(&key, &base).await.unwrap();
+        snapshots.prepare(&key, Some(&base)).await.unwrap();
+        for name in ["first", "second"] {
+            let mounts = snapshots.mounts(&key).await.unwrap();
+            let mounted = crate::MountedDir::mount(&mounts, dir.path()).unwrap();
+            std::fs::write(mounted.path().join(name), name).unwrap();
+            assert!(mounted.path().join("first").exists());
+            mounted.close().unwrap();
+        }
+    }
+}

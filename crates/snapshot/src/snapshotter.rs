@@ -1,0 +1,183 @@
+//! The trait and its nouns.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use crate::SnapshotError;
+
+/// Names a snapshot that is written, or a view.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ActiveKey(String);
+
+/// Names a committed snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotName(String);
+
+macro_rules! text {
+    ($name:ident) => {
+        impl $name {
+            /// Takes any text.
+            pub fn new(text: impl Into<String>) -> Self {
+                Self(text.into())
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text!(ActiveKey);
+text!(SnapshotName);
+
+/// A snapshot of either kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SnapshotId {
+    /// One that is written, or a view.
+    Active(ActiveKey),
+    /// A committed one.
+    Committed(SnapshotName),
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active(key) => key.fmt(f),
+            Self::Committed(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A mount as containerd describes one: what mount(8) would be told, without the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `overlay`, `bind`, …
+    pub kind: String,
+    /// What is mounted; `overlay` for an overlay.
+    pub source: PathBuf,
+    /// Flags and options: `ro`, `lowerdir=…`.
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// A recursive bind of `source`.
+    pub fn bind(source: &Path, read_only: bool) -> Self {
+        let mode = if read_only { "ro" } else { "rw" };
+        let options = ["rbind", mode].map(str::to_owned).to_vec();
+        Self {
+            kind: "bind".into(),
+            source: source.to_owned(),
+            options,
+        }
+    }
+
+    /// The value of `name=value` among the options.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        let pairs = self
+            .options
+            .iter()
+            .filter_map(|option| option.split_once('='));
+        pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+            .next()
+    }
+
+    /// The directory that takes the changes: the upper one of an overlay, or what is bound.
+    pub fn upper(&self) -> Option<&Path> {
+        if self.options.iter().any(|option| option == "ro") {
+            return None;
+        }
+        match self.kind.as_str() {
+            "overlay" => self.option("upperdir").map(Path::new),
+            "bind" => Some(&self.source),
+            _ => None,
+        }
+    }
+
+    /// The same for reading only: an overlay's upper directory becomes its topmost lower one.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        if self.kind == "overlay"
+            && let (Some(upper), Some(lower)) = (self.option("upperdir"), self.option("lowerdir"))
+        {
+            let lower = format!("lowerdir={upper}:{lower}");
+            let gone = ["upperdir=", "workdir=", "lowerdir="];
+            self.options.retain(|option| {
+                option != "volatile" && !gone.iter().any(|gone| option.starts_with(gone))
+            });
+            self.options.push(lower);
+        }
+        self.options
+            .retain(|option| option != "rw" && option != "ro");
+        self.options.push("ro".into());
+        self
+    }
+}
+
+/// What a snapshot itself takes on disk, its parents not included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of its blocks; a file with several names counts once.
+    pub bytes: u64,
+    /// Files, folders and the like.
+    pub inodes: u64,
+}
+
+/// Keeps states of a file system.
+///
+/// Every call that changes something is done when it returns, in the sense that it survives
+/// the death of the process, and none waits for a sync.
+///
+/// # Cancel safety
+/// A call whose future is dropped has happened or not; [`Snapshotter::remove`] of its key or
+/// name puts either right.
+#[async_trait]
+pub trait Snapshotter: Send + Sync {
+    /// `overlayfs`, `native`, …: the name that BuildKit gives it.
+    fn name(&self) -> &'static str;
+
+    /// Makes a snapshot to be written, on top of `parent` or empty.
+    async fn prepare(
+        &self,
+        key: &ActiveKey,
+        parent: Option<&SnapshotName>,
+    ) -> Result<(), SnapshotError>;
+
+    /// Makes a view: `parent` to be read, under a key that is removed like an active one.
+    async fn view(
+        &self,
+        key: &ActiveKey,
+        parent: Option<&SnapshotName>,
+    ) -> Result<(), SnapshotError>;
+
+    /// The mounts that show an active snapshot or a view. For one that is written, each call
+    /// gives mounts that can be mounted although earlier ones were.
+    async fn mounts(&self, key: &ActiveKey) -> Result<Vec<Mount>, SnapshotError>;
+
+    /// Ends the writing: from now on the snapshot has `name`, and its key is free. Nothing may
+    /// have it mounted for writing.
+    async fn commit(&self, key: &ActiveKey, name: &SnapshotName) -> Result<(), SnapshotError>;
+
+    /// What a committed snapshot takes. Walks its files.
+    async fn usage(&self, name: &SnapshotName) -> Result<Usage, SnapshotError>;
+
+    /// What a snapshot that is still active takes. Walks its files.
+    async fn usage_active(&self, key: &ActiveKey) -> Result<Usage, SnapshotError>;
+
+    /// Removes a snapshot. One that is not there is no error; one that has children is.
+    async fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError>;
+
+    /// All snapshots, for the clean-up at start.
+    async fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError>;
+}
