@@ -591,8 +591,10 @@ mod tests {
     #[test]
     fn a_policy_changes_what_depends_on_a_source() {
         let (mut def, [image, run, _]) = sample();
-        let mut metadata = pb::OpMetadata::default();
-        metadata.ignore_cache = true;
+        let metadata = pb::OpMetadata {
+            ignore_cache: true,
+            ..pb::OpMetadata::default()
+        };
         def.metadata.insert(digest_of(&run).to_string(), metadata);
         let mut policy = |source: &mut pb::SourceOp| {
             source.identifier = "docker-image://docker.io/library/c:d".into();
