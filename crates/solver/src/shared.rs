@@ -1,0 +1,149 @@
+//! What an operation and the solver share about a vertex: who needs it, and who listens.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use cooper_progress::{Event, Sink};
+
+use crate::{Domain, Vertex};
+
+pub(crate) type JobId = u64;
+
+pub(crate) struct Shared<D: Domain> {
+    pub(crate) vertex: Arc<Vertex<D>>,
+    state: Mutex<State<D>>,
+}
+
+struct State<D: Domain> {
+    members: Vec<Member<D>>,
+    shown: cooper_progress::Vertex,
+}
+
+impl<D: Domain> State<D> {
+    /// Sources are shown when they are looked up, before it is known whether they are cached.
+    fn vertex_is_source(&self) -> bool {
+        self.shown.inputs.is_empty()
+    }
+}
+
+struct Member<D: Domain> {
+    id: JobId,
+    job: Arc<D::Job>,
+    sink: Arc<dyn Sink>,
+}
+
+impl<D: Domain> Shared<D> {
+    pub(crate) fn new(vertex: Arc<Vertex<D>>) -> Self {
+        let mut inputs: Vec<_> = Vec::new();
+        for input in &vertex.inputs {
+            if !inputs.contains(&input.vertex) {
+                inputs.push(input.vertex.clone());
+            }
+        }
+        let shown = cooper_progress::Vertex {
+            digest: vertex.digest.clone(),
+            inputs,
+            name: vertex.name.clone(),
+            cached: false,
+            started: None,
+            completed: None,
+            error: String::new(),
+            progress_group: vertex.options.progress_group.clone(),
+        };
+        Self {
+            vertex,
+            state: Mutex::new(State {
+                members: Vec::new(),
+                shown,
+            }),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State<D>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn jobs(&self) -> Vec<Arc<D::Job>> {
+        let state = self.lock();
+        state
+            .members
+            .iter()
+            .map(|member| member.job.clone())
+            .collect()
+    }
+
+    /// A job that comes later is told what the vertex is like now.
+    pub(crate) fn join(&self, id: JobId, job: Arc<D::Job>, sink: Arc<dyn Sink>) {
+        let mut state = self.lock();
+        if state.members.iter().any(|member| member.id == id) {
+            return;
+        }
+        sink.emit(Event::Vertex(state.shown.clone()));
+        state.members.push(Member { id, job, sink });
+    }
+
+    /// A job that goes while the vertex is at work sees it end.
+    pub(crate) fn leave(&self, id: JobId) {
+        let mut state = self.lock();
+        let Some(place) = state.members.iter().position(|member| member.id == id) else {
+            return;
+        };
+        let member = state.members.swap_remove(place);
+        if state.shown.started.is_some() && state.shown.completed.is_none() {
+            let mut shown = state.shown.clone();
+            shown.completed = Some(SystemTime::now());
+            shown.error = "context canceled".into();
+            member.sink.emit(Event::Vertex(shown));
+        }
+    }
+
+    /// It was found instead of made; unless it was shown as made before.
+    pub(crate) fn cached(&self) {
+        let made = {
+            let state = self.lock();
+            state.shown.cached || (state.shown.started.is_some() && !state.vertex_is_source())
+        };
+        if !made {
+            self.started(true);
+            self.completed(None);
+        }
+    }
+
+    pub(crate) fn started(&self, cached: bool) {
+        self.show(|shown| {
+            shown.started = Some(SystemTime::now());
+            shown.completed = None;
+            shown.cached = cached;
+            shown.error.clear();
+        });
+    }
+
+    pub(crate) fn completed(&self, error: Option<String>) {
+        self.show(|shown| {
+            let now = SystemTime::now();
+            // The end is not before the begin although the clock was set back.
+            shown.completed = Some(now.max(*shown.started.get_or_insert(now)));
+            shown.error = error.unwrap_or_default();
+        });
+    }
+
+    fn show(&self, change: impl FnOnce(&mut cooper_progress::Vertex)) {
+        let mut state = self.lock();
+        change(&mut state.shown);
+        for member in &state.members {
+            member.sink.emit(Event::Vertex(state.shown.clone()));
+        }
+    }
+}
+
+/// Whatever an operation says goes to everybody who needs the vertex now.
+pub(crate) struct Fan<D: Domain>(pub(crate) Arc<Shared<D>>);
+
+impl<D: Domain> Sink for Fan<D> {
+    fn emit(&self, event: Event) {
+        let state = self.0.lock();
+        for member in &state.members {
+            member.sink.emit(event.clone());
+        }
+    }
+}

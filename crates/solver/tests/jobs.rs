@@ -1,0 +1,213 @@
+//! Jobs as their users see them: sharing, giving up, failing, panicking.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cooper_progress::{Collect, Discard, Event};
+use cooper_solver::{
+    CacheMap, Digest, Domain, Edge, Job, Op, OpContext, OpError, SolveError, Solver, SolverConfig,
+    Vertex, VertexOptions,
+};
+use tokio::sync::Notify;
+
+struct Words;
+
+impl Domain for Words {
+    type Output = String;
+    type Job = &'static str;
+}
+
+/// What a test sees of an operation, and how it lets it go on.
+#[derive(Default)]
+struct Stage {
+    begun: AtomicUsize,
+    dropped: AtomicUsize,
+    entered: Notify,
+    go: Notify,
+}
+
+enum Act {
+    Say(&'static str),
+    Wait(Arc<Stage>),
+    Fail,
+    Panic,
+    NameJobs,
+}
+
+struct Step(Act);
+
+struct OnDrop<'a>(&'a Stage);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.dropped.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Op<Words> for Step {
+    async fn cache_map(&self, cx: &OpContext<Words>, _: usize) -> Result<CacheMap<Words>, OpError> {
+        Ok(CacheMap {
+            digest: cx.vertex().digest.clone(),
+            deps: vec![],
+            last: true,
+        })
+    }
+
+    async fn execute(
+        &self,
+        cx: &OpContext<Words>,
+        inputs: &[String],
+    ) -> Result<Vec<String>, OpError> {
+        let mut words = inputs.to_vec();
+        match &self.0 {
+            Act::Say(word) => words.push((*word).to_owned()),
+            Act::Wait(stage) => {
+                stage.begun.fetch_add(1, Ordering::SeqCst);
+                let _guard = OnDrop(stage);
+                stage.entered.notify_one();
+                stage.go.notified().await;
+                words.push("waited".to_owned());
+            }
+            Act::Fail => return Err("no luck".into()),
+            Act::Panic => panic!("on purpose"),
+            Act::NameJobs => {
+                words.extend(cx.jobs().iter().map(|job| job.to_string()));
+            }
+        }
+        Ok(vec![words.join(" ")])
+    }
+}
+
+fn vertex(letter: char, act: Act, inputs: &[&Arc<Vertex<Words>>]) -> Arc<Vertex<Words>> {
+    let digest: Digest = format!("sha256:{}", letter.to_string().repeat(64))
+        .parse()
+        .unwrap();
+    let edge = |input: &&Arc<Vertex<Words>>| Edge {
+        vertex: input.digest.clone(),
+        index: 0,
+    };
+    Arc::new(Vertex {
+        digest,
+        name: letter.to_string(),
+        inputs: inputs.iter().map(edge).collect(),
+        op: Arc::new(Step(act)),
+        options: VertexOptions::default(),
+    })
+}
+
+async fn build(job: &Job<Words>, graph: &[Arc<Vertex<Words>>]) -> Result<String, SolveError> {
+    let edge = Edge {
+        vertex: graph.last().unwrap().digest.clone(),
+        index: 0,
+    };
+    job.build(graph.to_vec(), edge).await
+}
+
+fn solver() -> Solver<Words> {
+    Solver::new(SolverConfig::in_memory())
+}
+
+#[tokio::test]
+async fn two_jobs_share_an_execution_and_one_may_leave() {
+    let (solver, stage) = (solver(), Arc::new(Stage::default()));
+    let graph = [vertex('a', Act::Wait(stage.clone()), &[])];
+    let first = solver.job("first", Arc::new(Discard));
+    let second = solver.job("second", Arc::new(Discard));
+    let leaver = tokio::spawn({
+        let graph = graph.clone();
+        async move { build(&first, &graph).await }
+    });
+    stage.entered.notified().await;
+    let stayer = build(&second, &graph);
+    tokio::pin!(stayer);
+    assert!(is_pending(&mut stayer).await, "it waits");
+    leaver.abort();
+    assert!(leaver.await.unwrap_err().is_cancelled());
+    stage.go.notify_one();
+    assert_eq!(stayer.await.unwrap(), "waited");
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 1);
+}
+
+/// Polls once and lets everything else run; whether it is still pending.
+async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    let pending = tokio::time::timeout(Duration::from_millis(50), future);
+    pending.await.is_err()
+}
+
+#[tokio::test]
+async fn a_job_that_ends_takes_its_execution_with_it() {
+    let (solver, stage) = (solver(), Arc::new(Stage::default()));
+    let graph = [vertex('a', Act::Wait(stage.clone()), &[])];
+    let job = solver.job("only", Arc::new(Discard));
+    {
+        let waiting = build(&job, &graph);
+        tokio::pin!(waiting);
+        assert!(is_pending(&mut waiting).await, "it waits");
+    }
+    assert_eq!(stage.dropped.load(Ordering::SeqCst), 0, "the job goes on");
+    drop(job);
+    let gone = async {
+        while stage.dropped.load(Ordering::SeqCst) == 0 || solver.load().await != (0, 0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone)
+        .await
+        .expect("what only the job needed is given up");
+}
+
+#[tokio::test]
+async fn a_failure_names_the_vertex_and_those_who_wait_for_it_see_it() {
+    let solver = solver();
+    let fails = vertex('a', Act::Fail, &[]);
+    let next = vertex('b', Act::Say("never"), &[&fails]);
+    let sink = Arc::new(Collect::default());
+    let job = solver.job("job", sink.clone());
+    let error = build(&job, &[fails.clone(), next]).await.unwrap_err();
+    let SolveError::Op { vertex, source, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (vertex, source.to_string()),
+        (fails.digest.clone(), "no luck".into())
+    );
+    let shown = sink.take().into_iter().any(|event| {
+        matches!(event, Event::Vertex(shown) if shown.digest == fails.digest
+            && shown.error == "no luck" && shown.completed.is_some())
+    });
+    assert!(shown, "the user sees it");
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_build_and_no_other() {
+    let solver = solver();
+    let job = solver.job("job", Arc::new(Discard));
+    let error = build(&job, &[vertex('a', Act::Panic, &[])])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, SolveError::Op { .. }), "{error}");
+    let other = vertex('b', Act::Say("fine"), &[]);
+    assert_eq!(build(&job, &[other]).await.unwrap(), "fine");
+}
+
+#[tokio::test]
+async fn an_operation_sees_who_needs_it() {
+    let solver = solver();
+    let job = solver.job("me", Arc::new(Discard));
+    let named = build(&job, &[vertex('a', Act::NameJobs, &[])]).await;
+    assert_eq!(named.unwrap(), "me");
+}
+
+#[tokio::test]
+async fn a_graph_without_its_input_is_refused() {
+    let solver = solver();
+    let job = solver.job("job", Arc::new(Discard));
+    let input = vertex('a', Act::Say("x"), &[]);
+    let output = vertex('b', Act::Say("y"), &[&input]);
+    let error = build(&job, &[output]).await.unwrap_err();
+    assert!(matches!(error, SolveError::MissingVertex { digest } if digest == input.digest));
+}
