@@ -1,0 +1,171 @@
+//! The connection, and the calls that need no session.
+
+use std::path::PathBuf;
+
+use cooper_proto::MAX_MESSAGE_SIZE;
+use cooper_proto::control::control_client::ControlClient;
+use cooper_proto::control::{
+    BytesMessage, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest, PruneRequest,
+    StatusRequest, StatusResponse, UsageRecord,
+};
+use cooper_proto::types::WorkerRecord;
+use cooper_session::serve::{self, Services};
+use cooper_session::{SessionMeta, Tunnel};
+use futures::{Stream, StreamExt, TryStreamExt};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::ClientError;
+
+/// Flow-control windows in bytes: HTTP/2's own of 64 KiB would pay a round trip for each.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// A connection to a daemon; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to `unix://PATH` or `tcp://HOST:PORT`.
+    ///
+    /// # Errors
+    /// The address is of another kind, or nobody answers.
+    pub async fn connect(address: &str) -> Result<Self, ClientError> {
+        let unknown = || ClientError::Address {
+            address: address.to_owned(),
+        };
+        let failed = |source| ClientError::Connect {
+            address: address.to_owned(),
+            source,
+        };
+        let channel = match address.split_once("://") {
+            Some(("unix", path)) if !path.is_empty() => {
+                let path = PathBuf::from(path);
+                let dial = tower::service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                endpoint(Endpoint::from_static("http://localhost"))
+                    .connect_with_connector(dial)
+                    .await
+            }
+            Some(("tcp", host)) if !host.is_empty() => {
+                let uri = format!("http://{host}");
+                let uri = Endpoint::from_shared(uri).map_err(|_| unknown())?;
+                endpoint(uri).connect().await
+            }
+            _ => return Err(unknown()),
+        };
+        Ok(Self {
+            channel: channel.map_err(failed)?,
+        })
+    }
+
+    /// A client on a channel that is there already.
+    pub fn on(channel: Channel) -> Self {
+        Self { channel }
+    }
+
+    /// The Control service as it is on the wire.
+    pub fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_SIZE)
+            .max_encoding_message_size(MAX_MESSAGE_SIZE)
+    }
+
+    /// What the daemon is.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as the other calls.
+    pub async fn info(&self) -> Result<InfoResponse, ClientError> {
+        let answer = self.control().info(InfoRequest {}).await;
+        let answer = answer.map_err(ClientError::call("failed to call info"))?;
+        Ok(answer.into_inner())
+    }
+
+    /// The workers that a filter matches; no filter matches all.
+    pub async fn workers(&self, filter: Vec<String>) -> Result<Vec<WorkerRecord>, ClientError> {
+        let answer = self
+            .control()
+            .list_workers(ListWorkersRequest { filter })
+            .await;
+        let answer = answer.map_err(ClientError::call("failed to list workers"))?;
+        Ok(answer.into_inner().record)
+    }
+
+    /// What the cache holds.
+    pub async fn disk_usage(
+        &self,
+        request: DiskUsageRequest,
+    ) -> Result<Vec<UsageRecord>, ClientError> {
+        let answer = self.control().disk_usage(request).await;
+        let answer = answer.map_err(ClientError::call("failed to call diskusage"))?;
+        Ok(answer.into_inner().record)
+    }
+
+    /// Removes from the cache; yields what was removed.
+    pub async fn prune(
+        &self,
+        request: PruneRequest,
+    ) -> Result<impl Stream<Item = Result<UsageRecord, ClientError>> + Send + use<>, ClientError>
+    {
+        let answer = self.control().prune(request).await;
+        let answer = answer.map_err(ClientError::call("failed to call prune"))?;
+        Ok(answer
+            .into_inner()
+            .map_err(ClientError::call("failed to receive prune")))
+    }
+
+    /// The progress of the solve `reference`, until its end.
+    pub async fn status(
+        &self,
+        reference: &str,
+    ) -> Result<impl Stream<Item = Result<StatusResponse, ClientError>> + Send + use<>, ClientError>
+    {
+        let request = StatusRequest {
+            r#ref: reference.into(),
+        };
+        let answer = self.control().status(request).await;
+        let answer = answer.map_err(ClientError::call("failed to get status"))?;
+        Ok(answer
+            .into_inner()
+            .map_err(ClientError::call("failed to receive status")))
+    }
+
+    /// Opens the session that `meta` describes and serves it until the daemon ends it or
+    /// `shutdown` is cancelled. The methods in `meta` are replaced by those of `services`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the session.
+    pub async fn session(
+        &self,
+        services: &Services,
+        mut meta: SessionMeta,
+        shutdown: CancellationToken,
+    ) -> Result<(), ClientError> {
+        meta.methods = services.methods();
+        let (outgoing, messages) = Tunnel::<BytesMessage>::sender();
+        let mut call = Request::new(messages);
+        *call.metadata_mut() = MetadataMap::from_headers(meta.to_headers());
+        let mut control = self.control();
+        // The daemon speaks first on the tunnel, but its headers may wait for that.
+        let incoming = futures::stream::once(async move { control.session(call).await })
+            .map_ok(tonic::Response::into_inner)
+            .try_flatten()
+            .boxed();
+        let tunnel = Tunnel::join(incoming, outgoing);
+        Ok(serve::run(tunnel, services, shutdown).await?)
+    }
+}
+
+fn endpoint(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
