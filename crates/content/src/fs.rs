@@ -167,6 +167,30 @@ impl ContentStore for FsContentStore {
         }
         Ok(infos)
     }
+
+    async fn sync(&self, blobs: &[Digest]) -> Result<(), ContentError> {
+        let mut paths = blobs
+            .iter()
+            .map(|digest| self.path(digest))
+            .collect::<Result<Vec<_>, _>>()?;
+        // The names, after the files that they stand for.
+        paths.push(self.blobs.clone());
+        let sync = move || {
+            for path in paths {
+                match File::open(&path) {
+                    Ok(file) => file.sync_data().map_err(io("sync", &path))?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(io("open", &path)(error)),
+                }
+            }
+            Ok(())
+        };
+        let done = tokio::task::spawn_blocking(sync).await;
+        done.map_err(|source| ContentError::Backend {
+            attempt: "sync blobs".into(),
+            source: source.into(),
+        })?
+    }
 }
 
 /// The right to write one ingest, given back when dropped.

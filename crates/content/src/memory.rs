@@ -101,6 +101,10 @@ impl ContentStore for MemoryContentStore {
         };
         Ok(state.blobs.iter().map(info).collect())
     }
+
+    async fn sync(&self, _: &[Digest]) -> Result<(), ContentError> {
+        Ok(())
+    }
 }
 
 struct MemoryIngest {

@@ -97,6 +97,9 @@ pub trait ContentStore: Send + Sync {
     /// All blobs, in no order.
     async fn walk(&self) -> Result<Vec<Info>, ContentError>;
 
+    /// Waits until those of `blobs` that are here would survive the death of the machine.
+    async fn sync(&self, blobs: &[Digest]) -> Result<(), ContentError>;
+
     /// The whole content of a small blob, at most `limit` bytes.
     async fn read_all(&self, digest: &Digest, limit: u64) -> Result<Bytes, ContentError> {
         let blob = self.open(digest).await?;

@@ -37,6 +37,10 @@ async fn a_blob_is_whole_or_not_there(store: &dyn ContentStore) {
     );
     // The same again is no error.
     assert_eq!(store.write_all(b"abcdef").await.unwrap(), digest);
+    store
+        .sync(&[digest.clone(), digest_of(b"not here")])
+        .await
+        .unwrap();
     store.delete(&digest).await.unwrap();
     store.delete(&digest).await.unwrap();
     assert!(store.open(&digest).await.is_err());
