@@ -24,18 +24,22 @@ pub(crate) fn run() -> Result<()> {
         .context("busybox is not installed")?;
     std::fs::copy(busybox, context.join("busybox")).context("copy busybox into the context")?;
 
-    let result = scratch.join("result");
     let cooper = workspace::target_dir().join("debug/cooper");
-    check(
-        Command::new(&cooper)
-            .arg("build")
-            .arg("--progress=plain")
-            .arg("--root")
+    let build = |result: &str| {
+        let mut command = Command::new(&cooper);
+        command
+            .args(["build", "--progress=plain", "--root"])
             .arg(scratch.join("root"))
             .arg("--output")
-            .arg(format!("type=local,dest={}", result.display()))
-            .arg(&context),
-    )?;
+            .arg(format!(
+                "type=local,dest={}",
+                scratch.join(result).display()
+            ))
+            .arg(&context);
+        command
+    };
+    check(&mut build("result"))?;
+    let result = scratch.join("result");
     println!("\nThe last stage, as files in {}:", result.display());
     let mut names: Vec<_> = std::fs::read_dir(&result)
         .with_context(|| format!("list {}", result.display()))?
@@ -53,6 +57,14 @@ pub(crate) fn run() -> Result<()> {
     print!(
         "{}",
         std::fs::read_to_string(&greeting).context("the build made no greeting.txt")?
+    );
+    println!("\nThe same again with another name: only what depends on it is built.");
+    let begin = std::time::Instant::now();
+    check(build("greeted").args(["--build-arg", "NAME=cooper"]))?;
+    print!(
+        "\n{} ({} ms)\n",
+        std::fs::read_to_string(scratch.join("greeted/greeting.txt"))?.trim_end(),
+        begin.elapsed().as_millis()
     );
     Ok(())
 }

@@ -14,6 +14,8 @@ mod workspace;
 
 use std::process::ExitCode;
 
+use setup::Purpose;
+
 const HELP: &str = "\
 usage: cargo xtask <task>
 
@@ -21,7 +23,8 @@ usage: cargo xtask <task>
   demo       build examples/hello with `cooper build` and show the result
   test       everything that CI runs: format, lints, house rules, unit, property,
              conformance and end-to-end tests
-  test-e2e   only the end-to-end tests; further arguments filter cases
+  test-e2e   only the end-to-end tests; further arguments filter cases, and with
+             --release the programs are built as users have them
   layers     check who may depend on whom
   tidy       check the house rules that a compiler does not know
 ";
@@ -31,10 +34,10 @@ fn main() -> ExitCode {
     let task = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let result = match task.as_str() {
-        "setup" => setup::run(),
-        "demo" => setup::run().and_then(|()| demo::run()),
-        "test" => setup::run().and_then(|()| test::all()),
-        "test-e2e" => setup::run().and_then(|()| test::e2e(&rest)),
+        "setup" => setup::run(Purpose::Tests),
+        "demo" => setup::run(Purpose::Demo).and_then(|()| demo::run()),
+        "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
+        "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "layers" => layers::run(),
         "tidy" => tidy::run(),
         "" | "help" | "--help" | "-h" => {

@@ -7,45 +7,63 @@ use anyhow::{Result, bail};
 
 use crate::run;
 
-/// A file that shows that the package is there, and the package.
-const NEEDED: &[(&str, &str, &str)] = &[
-    ("runc", "runc", "runs the steps"),
+/// What something is needed for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// To build with no daemon.
+    Demo,
+    /// The end-to-end tests as well.
+    Tests,
+}
+
+/// A program that shows that the package is there, the package, what it does, and for whom.
+const NEEDED: &[(&str, &str, &str, Purpose)] = &[
+    ("runc", "runc", "runs the steps", Purpose::Demo),
     (
         "cc",
         "gcc",
         "compiles the C parts of SQLite, zstd and libdeflate",
+        Purpose::Demo,
     ),
     (
         "busybox",
         "busybox-static",
         "is the base image of the demo and of the tests",
+        Purpose::Demo,
     ),
     (
         "docker-registry",
         "docker-registry",
         "is the registry of the tests",
+        Purpose::Tests,
     ),
-    ("skopeo", "skopeo", "checks images from outside"),
+    (
+        "skopeo",
+        "skopeo",
+        "checks images from outside",
+        Purpose::Tests,
+    ),
     (
         "debootstrap",
         "debootstrap",
         "makes the Debian base image of the tests",
+        Purpose::Tests,
     ),
 ];
 
 /// Installs what is missing; says what and why. Nothing is done when nothing is missing.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(purpose: Purpose) -> Result<()> {
     let missing: Vec<_> = NEEDED
         .iter()
-        .filter(|(program, ..)| !run::have(program))
+        .filter(|(program, .., of)| *of <= purpose && !run::have(program))
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    for (_, package, why) in &missing {
+    for (_, package, why, _) in &missing {
         eprintln!("setup: {package} is missing; it {why}");
     }
-    let packages: Vec<_> = missing.iter().map(|(_, package, _)| *package).collect();
+    let packages: Vec<_> = missing.iter().map(|(_, package, ..)| *package).collect();
     let by_hand = format!(
         "apt-get install --no-install-recommends {}",
         packages.join(" ")

@@ -29,26 +29,22 @@ pub(crate) fn all() -> Result<()> {
 }
 
 /// The end-to-end tests, one at a time: each checks that it left nothing on the machine.
-pub(crate) fn e2e(filter: &[String]) -> Result<()> {
-    for program in ["daemon", "cli"] {
-        if crate::workspace::root()
-            .join("crates")
-            .join(program)
-            .exists()
-        {
-            check(&mut cargo(&[
-                "build",
-                "--package",
-                &format!("cooper-{program}"),
-            ]))?;
-        }
-    }
+pub(crate) fn e2e(args: &[String]) -> Result<()> {
+    let (release, filter): (Vec<_>, Vec<_>) = args.iter().partition(|arg| *arg == "--release");
+    let profile = if release.is_empty() { "dev" } else { "release" };
+    let folder = if release.is_empty() {
+        "debug"
+    } else {
+        "release"
+    };
+    let programs = ["--package", "cooper-daemon", "--package", "cooper-cli"];
+    check(cargo(&["build", "--bins", "--profile", profile]).args(programs))?;
     let mut command = cargo(&["test", "--package", "cooper-testkit", "--features", "e2e"]);
     command
         .args(["--test", "e2e", "--", "--test-threads=1"])
         .args(filter);
     check(command.env(
         "COOPER_BIN_DIR",
-        crate::workspace::target_dir().join("debug"),
+        crate::workspace::target_dir().join(folder),
     ))
 }

@@ -54,22 +54,8 @@ impl Daemon {
             .append(true)
             .open(self.log_path());
         let _ = std::fs::remove_file(self.socket());
-        let child = Command::new(bin("cooperd"))
-            .args([
-                "--oci-worker=true",
-                "--containerd-worker=false",
-                "--oci-worker-gc=false",
-            ])
-            .args([
-                "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
-                "--debug",
-            ])
-            .arg("--config")
-            .arg(&config)
-            .arg("--root")
-            .arg(self.root())
-            .arg("--addr")
-            .arg(self.address())
+        let child = self
+            .command(&self.address())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap())
@@ -83,6 +69,27 @@ impl Daemon {
             }
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
+    }
+
+    /// A command that starts a daemon on this root and configuration with another address.
+    pub fn command(&self, address: &str) -> Command {
+        let mut command = Command::new(bin("cooperd"));
+        command
+            .args([
+                "--oci-worker=true",
+                "--containerd-worker=false",
+                "--oci-worker-gc=false",
+            ])
+            .args([
+                "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
+                "--debug",
+            ])
+            .arg("--config")
+            .arg(self.dir.path().join("buildkitd.toml"))
+            .arg("--root")
+            .arg(self.root())
+            .args(["--addr", address]);
+        command
     }
 
     /// The daemon's root folder.
@@ -115,6 +122,12 @@ impl Daemon {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Stops it as a service manager does; fails the test when it does not end cleanly.

@@ -118,9 +118,7 @@ fn layout(dir: &Path, root: &Path) {
     archive.follow_symlinks(false);
     archive.append_dir_all("", root).unwrap();
     let archive = archive.into_inner().unwrap();
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&archive).unwrap();
-    let layer = blob(&blobs, &gzip.finish().unwrap());
+    let layer = blob(&blobs, &compress(&archive));
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
@@ -162,6 +160,12 @@ fn blob(folder: &Path, bytes: &[u8]) -> (String, usize) {
     (digest, bytes.len())
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn compress(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }

@@ -35,15 +35,32 @@ impl Watch {
     /// being torn down gets two seconds for it.
     #[track_caller]
     pub fn check(self) {
+        self.wait("the test left on the machine", |_| true);
+    }
+
+    /// The same while a daemon is running: mounts, control groups and network namespaces of
+    /// steps have to be gone.
+    #[track_caller]
+    pub fn check_steps(&self) {
+        let of_steps = |left: &String| {
+            let kinds = ["mount ", "cgroup ", "namespace "];
+            kinds.iter().any(|kind| left.starts_with(kind))
+        };
+        self.wait("steps left on the machine", of_steps);
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, counts: impl Fn(&String) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            let left = Seen::now().beyond(&self.before);
+            let mut left = Seen::now().beyond(&self.before);
+            left.retain(&counts);
             if left.is_empty() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "the test left on the machine:\n  {}",
+                "{what}:\n  {}",
                 left.join("\n  ")
             );
             std::thread::sleep(Duration::from_millis(50));
@@ -131,6 +148,19 @@ fn cgroups() -> BTreeSet<PathBuf> {
         }
     }
     found
+}
+
+/// How many processes have exactly this command line, its words joined by spaces.
+pub fn running(command: &str) -> usize {
+    let lines = entries(Path::new("/proc"));
+    lines
+        .iter()
+        .filter_map(|path| std::fs::read(path.join("cmdline")).ok())
+        .filter(|line| {
+            let line = String::from_utf8_lossy(line).replace('\0', " ");
+            line.trim_end() == command
+        })
+        .count()
 }
 
 /// Processes that are not the kernel's, by number and command line; this one's and its

@@ -21,17 +21,23 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+mod broken;
 mod buildx;
+mod client;
 mod context;
 mod daemon;
 mod image;
 pub mod leak;
+mod pulled;
 mod registry;
 mod run;
 
+pub use broken::{BrokenRegistry, Fault};
 pub use buildx::Buildx;
+pub use client::Client;
 pub use context::Context;
 pub use daemon::Daemon;
 pub use image::{push_busybox, push_debian};
+pub use pulled::Pulled;
 pub use registry::Registry;
-pub use run::{Ran, bin, cooper, run, wait_until};
+pub use run::{Ran, Started, bin, cooper, run, wait_until};

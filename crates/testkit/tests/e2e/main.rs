@@ -4,4 +4,46 @@
 //! machine for what it left behind.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod caching;
+mod cancelling;
+mod contexts;
+mod dockerfile;
+mod first_build;
+mod footprint;
+mod graphs;
+mod lifecycle;
+mod mistakes;
+mod outputs;
+mod registries;
 mod registry;
+mod sharing;
+
+use std::path::{Path, PathBuf};
+
+/// A folder for what a build writes out, removed with it.
+struct Out(tempfile::TempDir);
+
+impl Out {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("cooper-out-").tempdir();
+        Self(dir.unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The option that writes the result's files into the folder `name`.
+    fn local(&self, name: &str) -> String {
+        format!("--output=type=local,dest={}", self.path(name).display())
+    }
+
+    fn read(&self, path: &str) -> String {
+        read(&self.path(path))
+    }
+}
+
+#[track_caller]
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {path:?}: {error}"))
+}
