@@ -16,15 +16,19 @@
 //! ```
 
 pub mod cgroup;
+mod child;
 pub mod copy;
 mod lock;
 pub mod mount;
 mod pidfd;
 mod root;
 mod sync;
+mod watch;
 
+pub use child::die_with_parent;
 pub use lock::FileLock;
 pub use mount::{MountGuard, MountPoint};
 pub use pidfd::PidFd;
 pub use root::{Entry, Root};
 pub use sync::{boot_id, sync_fs};
+pub use watch::watch;
