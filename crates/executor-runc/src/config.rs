@@ -1,0 +1,39 @@
+//! What an executor is set up with.
+
+use std::path::PathBuf;
+
+use cooper_executor::{DnsConfig, NetworkMode};
+
+/// The set-up of a [`crate::RuncExecutor`].
+#[derive(Clone, Debug)]
+pub struct RuncConfig {
+    /// The runtime, a path or a name to look up; with none, `buildkit-runc` and then `runc`.
+    pub binary: Option<PathBuf>,
+    /// Where bundles and the runtime's state are kept. One executor at a time uses it.
+    pub root: PathBuf,
+    /// What containers get as resolv.conf, as far as it is not the host's.
+    pub dns: DnsConfig,
+    /// The network of containers that ask for none in particular; by default the host's.
+    pub network: NetworkMode,
+    /// The control group above those of containers.
+    pub cgroup_parent: String,
+    /// AppArmor's profile for confined containers; empty for none.
+    pub apparmor_profile: String,
+    /// How ready the kernel is to kill containers for want of memory.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl RuncConfig {
+    /// Defaults, with everything kept in `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: None,
+            root: root.into(),
+            dns: DnsConfig::default(),
+            network: NetworkMode::Host,
+            cgroup_parent: String::new(),
+            apparmor_profile: String::new(),
+            oom_score_adj: None,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A running container: its handle, and the task that owns it.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use cooper_executor::{ExecError, Exit, Process, Running, TtySize};
+use cooper_sys::PidFd;
+use oci_spec::runtime::Process as OciProcess;
+use std::os::unix::process::ExitStatusExt;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::bundle::Bundle;
+use crate::executor::Shared;
+use crate::group::Group;
+use crate::spawn::{self, Spawned};
+use crate::stdio::{Stdio, Terminal};
+use crate::{exec, up};
+
+/// How a process ended, once it has; an error is a message, because many wait for it.
+pub(crate) type Ended = Option<Result<Exit, String>>;
+
+/// What is known of a container while it runs.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) group: Group,
+    /// Its bundle's folder.
+    pub(crate) dir: PathBuf,
+    /// Its root file system on the host.
+    pub(crate) root: PathBuf,
+    /// The configuration of its first process.
+    pub(crate) init: OciProcess,
+    /// Processes besides the first one; the bundle stays until they have ended.
+    pub(crate) execs: TaskTracker,
+    pub(crate) next_exec: AtomicU64,
+    pub(crate) pid_file: PathBuf,
+    pub(crate) runtime: Arc<PidFd>,
+    pub(crate) terminal: Option<Terminal>,
+    pub(crate) ended: watch::Sender<Ended>,
+    pub(crate) killed: AtomicBool,
+}
+
+impl Container {
+    /// Sends SIGKILL to the runtime and to all in the container. Does not wait.
+    ///
+    /// The runtime first: while it makes a container, what it has begun ends with it.
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
+        let _ = self.runtime.signal(9);
+        self.group.kill();
+    }
+
+    /// Waits until the first process is up.
+    pub(crate) async fn up(&self) -> Result<Arc<PidFd>, ExecError> {
+        tokio::select! {
+            biased;
+            _ = ended(&self.ended) => Err(self.stopped()),
+            found = up::up(&self.pid_file, &self.group) => {
+                found.map_err(ExecError::process("wait for a container to be up"))
+            }
+        }
+    }
+
+    pub(crate) fn stopped(&self) -> ExecError {
+        let id = self.id.clone();
+        ExecError::Stopped { id }
+    }
+}
+
+/// Waits for the end of a process.
+pub(crate) async fn ended(sender: &watch::Sender<Ended>) -> Result<Exit, ExecError> {
+    let mut receiver = sender.subscribe();
+    let ended = receiver.wait_for(Option::is_some).await;
+    let ended = ended.ok().and_then(|ended| ended.clone());
+    match ended {
+        Some(Ok(exit)) => Ok(exit),
+        Some(Err(message)) => Err(ExecError::Runtime { message }),
+        // The sender is borrowed and thus there.
+        None => Err(ExecError::Closed),
+    }
+}
+
+/// The handle of a container's first process.
+pub(crate) struct Handle {
+    container: Arc<Container>,
+}
+
+impl Handle {
+    pub(crate) fn new(container: Arc<Container>) -> Self {
+        Self { container }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.container.ended.borrow().is_none() {
+            self.container.kill();
+        }
+    }
+}
+
+#[async_trait]
+impl Running for Handle {
+    fn id(&self) -> &str {
+        &self.container.id
+    }
+
+    async fn wait(&self) -> Result<Exit, ExecError> {
+        ended(&self.container.ended).await
+    }
+
+    async fn exec(&self, process: Process) -> Result<Arc<dyn Running>, ExecError> {
+        exec::exec(&self.container, process).await
+    }
+
+    async fn signal(&self, signal: i32) -> Result<(), ExecError> {
+        match self.container.up().await {
+            Ok(init) => init
+                .signal(signal)
+                .map_err(ExecError::process("signal a container")),
+            Err(ExecError::Stopped { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn resize(&self, rows: u16, columns: u16) -> Result<(), ExecError> {
+        let size = TtySize { rows, columns };
+        resize(
+            self.container.terminal.as_ref(),
+            &self.container.runtime,
+            size,
+        )
+    }
+}
+
+/// Resizes the outer terminal and tells the runtime, which resizes the inner one.
+pub(crate) fn resize(
+    terminal: Option<&Terminal>,
+    runtime: &PidFd,
+    size: TtySize,
+) -> Result<(), ExecError> {
+    const SIGWINCH: i32 = 28;
+    let Some(terminal) = terminal else {
+        return Ok(());
+    };
+    let resized = terminal
+        .resize(size)
+        .and_then(|()| runtime.signal(SIGWINCH));
+    resized.map_err(ExecError::process("resize a terminal"))
+}
+
+/// Kills the container when its owner is dropped before the end: then the runtime of this
+/// program is shut down.
+struct Guard(Option<Arc<Container>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(container) = self.0.take() {
+            container.kill();
+        }
+    }
+}
+
+/// Owns a container from its start until nothing is left of it.
+pub(crate) async fn own(
+    container: Arc<Container>,
+    mut spawned: Spawned,
+    stdio: Stdio,
+    bundle: Bundle,
+) {
+    let mut guard = Guard(Some(container.clone()));
+    let pumps = stdio.pump();
+    let closing = &container.shared.closing;
+    let status = tokio::select! {
+        status = spawned.wait() => status,
+        () = closing.cancelled() => {
+            container.kill();
+            spawned.wait().await
+        }
+    };
+    // A runtime that ends by itself has seen the first process end, and with the first process
+    // of a process namespace the kernel ends all others.
+    let died = match &status {
+        Ok(status) => status.signal().is_some(),
+        Err(_) => true,
+    };
+    if died || container.killed.load(Ordering::Relaxed) {
+        let _ = container.runtime.signal(9);
+        container.group.empty().await;
+    }
+    guard.0.take();
+    pumps.drain().await;
+    let (ended, bundle) = finish(&container, status, bundle).await;
+    container.ended.send_replace(Some(ended));
+    container.execs.close();
+    container.execs.wait().await;
+    remove(&container, bundle).await;
+}
+
+/// Says how the container ended, and unmounts it.
+async fn finish(
+    container: &Container,
+    status: io::Result<ExitStatus>,
+    mut bundle: Bundle,
+) -> (Result<Exit, String>, Option<Bundle>) {
+    let group = container.group.clone();
+    let unmounted = tokio::task::spawn_blocking(move || {
+        let ended = status.map(spawn::code).map(|code| Exit {
+            code,
+            oom: code != 0 && group.out_of_memory(),
+        });
+        bundle.unmount();
+        let ended = ended.map_err(|error| format!("wait for a container: {error}"));
+        (ended, bundle)
+    });
+    match unmounted.await {
+        Ok((ended, bundle)) => (ended, Some(bundle)),
+        Err(error) => (Err(format!("unmount a container: {error}")), None),
+    }
+}
+
+/// Removes what is left, when nobody waits any more.
+async fn remove(container: &Container, bundle: Option<Bundle>) {
+    if blocking_remove(container).await.is_err() {
+        // Somebody is still in it; at the end of a container that nobody killed, an orphan.
+        container.group.empty().await;
+        if let Err(error) = blocking_remove(container).await {
+            tracing::warn!(id = container.id, %error, "cannot remove a control group");
+        }
+    }
+    let state = container.shared.runtime.state(&container.id);
+    let removed = tokio::task::spawn_blocking(move || {
+        // Last the bundle: by it the rest is found after a crash.
+        let result = std::fs::remove_dir_all(&state);
+        drop(bundle);
+        result
+    });
+    match removed.await {
+        Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(id = container.id, %error, "cannot remove a runtime's state");
+        }
+        _ => {}
+    }
+}
+
+async fn blocking_remove(container: &Container) -> io::Result<()> {
+    let group = container.group.clone();
+    let removed = tokio::task::spawn_blocking(move || group.remove());
+    removed
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}

@@ -1,0 +1,212 @@
+//! The executor.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use async_trait::async_trait;
+use cooper_executor::{
+    Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SpecContext,
+    container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf, resolv_conf_of_host,
+};
+use cooper_sys::Root;
+use cooper_sys::cgroup::Hierarchies;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::RuncConfig;
+use crate::bundle::Bundle;
+use crate::container::{self, Container, Handle};
+use crate::group::Group;
+use crate::runtime::Runtime;
+use crate::spawn::Spawner;
+use crate::stdio::Stdio;
+use crate::sweep;
+
+/// How many loop devices BuildKit gives an unconfined container beyond those in use.
+const SPARE_LOOPS: u32 = 8;
+
+/// Runs containers through an OCI runtime's command line.
+///
+/// Dropping it kills its containers; [`Executor::close`] waits until they are gone.
+#[derive(Debug)]
+pub struct RuncExecutor {
+    shared: Arc<Shared>,
+}
+
+/// What its containers need of the executor.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: RuncConfig,
+    bundles: PathBuf,
+    hierarchies: Arc<Hierarchies>,
+    capabilities: Capabilities,
+    pub(crate) runtime: Runtime,
+    pub(crate) spawner: Spawner,
+    /// The owners of containers.
+    tracker: TaskTracker,
+    /// No more containers, and those that are there have to go.
+    pub(crate) closing: CancellationToken,
+}
+
+impl RuncExecutor {
+    /// Finds the runtime, and removes what an earlier process left in the root: containers
+    /// that still run are killed. Blocks.
+    pub fn new(config: RuncConfig) -> Result<Self, ExecError> {
+        let make = |dir: &Path| std::fs::create_dir_all(dir).map_err(ExecError::io("make", dir));
+        make(&config.root)?;
+        let root = config.root.canonicalize();
+        let root = root.map_err(ExecError::io("resolve", &config.root))?;
+        let (bundles, state) = (root.join("containers"), root.join("state"));
+        make(&bundles)?;
+        make(&state)?;
+        let runtime = Runtime::find(config.binary.as_deref(), state)?;
+        let hierarchies = Hierarchies::detect();
+        let hierarchies = hierarchies.map_err(ExecError::io("read", "/sys/fs/cgroup"))?;
+        let hierarchies = Arc::new(hierarchies);
+        sweep::sweep(&bundles, &runtime, &hierarchies);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let spawner = Spawner::new().map_err(ExecError::process("start a thread"))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                bundles,
+                hierarchies,
+                capabilities: Capabilities::effective(&status),
+                runtime,
+                spawner,
+                tracker: TaskTracker::new(),
+                closing: CancellationToken::new(),
+            }),
+        })
+    }
+}
+
+impl Drop for RuncExecutor {
+    fn drop(&mut self) {
+        self.shared.closing.cancel();
+    }
+}
+
+#[async_trait]
+impl Executor for RuncExecutor {
+    async fn start(
+        &self,
+        container: ContainerSpec,
+        init: Process,
+    ) -> Result<Arc<dyn Running>, ExecError> {
+        // Before the look at `closing`: who closes then waits for this one, too.
+        let token = self.shared.tracker.token();
+        if self.shared.closing.is_cancelled() {
+            return Err(ExecError::Closed);
+        }
+        let shared = self.shared.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let started = tokio::task::spawn_blocking(move || {
+            let _token = token;
+            shared.start(container, init, &runtime)
+        });
+        let handle = started.await.map_err(|error| ExecError::Runtime {
+            message: format!("start a container: {error}"),
+        })??;
+        Ok(Arc::new(handle))
+    }
+
+    async fn close(&self) {
+        self.shared.closing.cancel();
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+    }
+}
+
+impl Shared {
+    /// Puts the container together and starts it. Blocks; when it fails, or when the handle
+    /// that it returns is dropped, nothing stays.
+    fn start(
+        self: Arc<Self>,
+        spec: ContainerSpec,
+        mut process: Process,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Handle, ExecError> {
+        let id = match &spec.id {
+            Some(id) => container_id(id)?.to_owned(),
+            None => uuid::Uuid::new_v4().simple().to_string(),
+        };
+        let mut bundle = Bundle::new(&self.bundles, &id)?;
+        let root_dir = bundle.mount_root(&id, &spec.root)?;
+        let root = Root::open(&root_dir).map_err(ExecError::io("open", &root_dir))?;
+        bundle.note_stubs(&root, &spec.mounts, spec.remove_mount_stubs);
+        let user = find_user(&root, &process.user)?;
+        let mut context = self.context(&id, &root_dir, &spec, &bundle)?;
+        context.mounts = bundle.attach(&spec.mounts)?;
+        make_cwd(&root, Path::new(&process.cwd), &user)?;
+        let config = oci_spec(&spec, &process, &user, &context)?;
+        bundle.configure(&config)?;
+        let pid_file = bundle.dir().join("pid");
+        let mut command = self.runtime.run(&id, bundle.dir(), &pid_file);
+        let stdio = Stdio::connect(&mut process, &mut command)?;
+        let group = Group::new(self.hierarchies.clone(), &context.cgroup(&spec));
+        let spawned = self.spawner.spawn(command)?;
+        let container = Arc::new(Container {
+            id,
+            group,
+            dir: bundle.dir().to_owned(),
+            root: root_dir,
+            init: config.process().clone().unwrap_or_default(),
+            execs: TaskTracker::new(),
+            next_exec: AtomicU64::new(0),
+            pid_file,
+            runtime: spawned.pidfd(),
+            terminal: stdio.terminal(),
+            ended: watch::channel(None).0,
+            killed: AtomicBool::new(false),
+            shared: self.clone(),
+        });
+        let owned = container::own(container.clone(), spawned, stdio, bundle);
+        self.tracker.spawn_on(owned, runtime);
+        Ok(Handle::new(container))
+    }
+
+    fn context(
+        &self,
+        id: &str,
+        root: &Path,
+        spec: &ContainerSpec,
+        bundle: &Bundle,
+    ) -> Result<SpecContext, ExecError> {
+        let host = resolv_conf_of_host(spec.network);
+        let host = host.map_err(ExecError::io("read", "/etc/resolv.conf"))?;
+        let resolv = resolv_conf(&host, &self.config.dns, spec.network);
+        let network = match spec.network {
+            NetworkMode::Default => self.config.network,
+            asked => asked,
+        };
+        Ok(SpecContext {
+            resolv_conf: Some(bundle.write("resolv.conf", resolv)?),
+            hosts: Some(bundle.write("hosts", hosts_file(&spec.hostname, &spec.extra_hosts))?),
+            host_network: network != NetworkMode::None,
+            cgroup_parent: self.config.cgroup_parent.clone(),
+            cgroup_namespace: self.hierarchies.unified(),
+            apparmor_profile: self.config.apparmor_profile.clone(),
+            oom_score_adj: self.config.oom_score_adj,
+            capabilities: self.capabilities.clone(),
+            loop_devices: loop_devices() + SPARE_LOOPS,
+            ..SpecContext::new(id, root)
+        })
+    }
+}
+
+/// One more than the highest number of a loop device of the host.
+fn loop_devices() -> u32 {
+    let Ok(entries) = std::fs::read_dir("/dev") else {
+        return 0;
+    };
+    let numbers = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        let number = name.to_str()?.strip_prefix("loop")?.parse::<u32>().ok()?;
+        number.checked_add(1)
+    });
+    // The kernel can have a million of them; a container need not.
+    numbers.filter(|number| *number <= 256).max().unwrap_or(0)
+}

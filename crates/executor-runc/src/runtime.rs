@@ -1,0 +1,115 @@
+//! The runtime's command line.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cooper_executor::ExecError;
+
+/// What is looked for when nothing is configured, in BuildKit's order.
+const CANDIDATES: [&str; 2] = ["buildkit-runc", "runc"];
+
+/// A runtime, and where it keeps its state.
+#[derive(Clone, Debug)]
+pub(crate) struct Runtime {
+    binary: PathBuf,
+    state: PathBuf,
+    /// Whether it can be told to leave the container's remains when it has ended: then the
+    /// control group can still be asked why, and there is no second process to remove it.
+    keep: bool,
+}
+
+impl Runtime {
+    /// Finds the runtime and asks it what it can do. Blocks.
+    pub(crate) fn find(binary: Option<&Path>, state: PathBuf) -> Result<Self, ExecError> {
+        let candidates = match binary {
+            Some(binary) => vec![binary],
+            None => CANDIDATES.map(Path::new).to_vec(),
+        };
+        let found = candidates.iter().find_map(|name| look_up(name));
+        let Some(binary) = found else {
+            let binary = candidates.last().map(|name| name.display().to_string());
+            return Err(ExecError::NoRuntime {
+                binary: binary.unwrap_or_default(),
+            });
+        };
+        let help = Command::new(&binary)
+            .args(["run", "--help"])
+            .output()
+            .map_err(ExecError::process(format!("ask {}", binary.display())))?;
+        let keep = String::from_utf8_lossy(&help.stdout).contains("--keep");
+        Ok(Self {
+            binary,
+            state,
+            keep,
+        })
+    }
+
+    /// The folder in which the runtime keeps what it knows of a container.
+    pub(crate) fn state(&self, id: &str) -> PathBuf {
+        self.state.join(id)
+    }
+
+    /// Makes and runs the container of the bundle `dir`, until its first process ends.
+    pub(crate) fn run(&self, id: &str, dir: &Path, pid_file: &Path) -> Command {
+        let mut command = self.command(dir);
+        command.arg("run").arg("--bundle").arg(dir);
+        if self.keep {
+            command.arg("--keep");
+        }
+        command.arg("--pid-file").arg(pid_file).arg(id);
+        command
+    }
+
+    /// Runs another process in the container.
+    pub(crate) fn exec(&self, id: &str, dir: &Path, process: &Path, pid_file: &Path) -> Command {
+        let mut command = self.command(dir);
+        command.arg("exec").arg("--process").arg(process);
+        command.arg("--pid-file").arg(pid_file).arg(id);
+        command
+    }
+
+    fn command(&self, dir: &Path) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("--root")
+            .arg(&self.state)
+            .arg("--log")
+            .arg(dir.join("log.json"))
+            .args(["--log-format", "json"])
+            .current_dir("/");
+        // What systemd tells us is not for containers; the runtime would pass it on.
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+        ] {
+            command.env_remove(name);
+        }
+        command
+    }
+}
+
+fn look_up(name: &Path) -> Option<PathBuf> {
+    if name.components().count() > 1 {
+        return name.is_file().then(|| name.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .filter(|dir| dir.as_os_str() != OsStr::new(""))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_runtime_is_named_as_buildkit_names_it() {
+        let missing = Some(Path::new("no-such-runtime"));
+        let error = Runtime::find(missing, "/nowhere".into()).unwrap_err();
+        assert_eq!(error.to_string(), "failed to find no-such-runtime binary");
+    }
+}

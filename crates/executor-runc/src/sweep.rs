@@ -1,0 +1,59 @@
+//! What an earlier process left that was killed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cooper_sys::MountPoint;
+use cooper_sys::cgroup::Hierarchies;
+use oci_spec::runtime::Spec;
+
+use crate::group::Group;
+use crate::runtime::Runtime;
+
+/// Kills every container that has a bundle, and removes all that belongs to it. The runtime's
+/// own processes died with the earlier process, and so none can be just being made.
+pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarchies>) {
+    let Ok(entries) = std::fs::read_dir(bundles) else {
+        return;
+    };
+    for entry in entries.filter_map(Result::ok) {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        if let Err(error) = remove(&entry.path(), &id, runtime, hierarchies) {
+            tracing::warn!(id, %error, "cannot remove a container that was left");
+        }
+    }
+}
+
+fn remove(
+    dir: &Path,
+    id: &str,
+    runtime: &Runtime,
+    hierarchies: &Arc<Hierarchies>,
+) -> std::io::Result<()> {
+    if let Some(path) = cgroup(dir, id) {
+        let group = Group::new(hierarchies.clone(), &path);
+        group.empty_blocking();
+        group.remove()?;
+    }
+    for mount in MountPoint::below(dir)? {
+        cooper_sys::mount::unmount(&mount.target)?;
+    }
+    // Never into a file system that is still mounted.
+    if !MountPoint::below(dir)?.is_empty() {
+        return Err(std::io::ErrorKind::ResourceBusy.into());
+    }
+    let state = runtime.state(id);
+    if state.exists() {
+        std::fs::remove_dir_all(state)?;
+    }
+    std::fs::remove_dir_all(dir)
+}
+
+/// The control group of a bundle. Without a configuration nothing was started.
+fn cgroup(dir: &Path, id: &str) -> Option<String> {
+    let text = std::fs::read(dir.join("config.json")).ok()?;
+    let spec: Spec = serde_json::from_slice(&text).ok()?;
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    // Ours always end so; another one is not ours to kill.
+    path.ends_with(id).then(|| path.display().to_string())
+}
