@@ -1,0 +1,234 @@
+//! Cache mounts: mutable refs that outlive the step and are found again by their id.
+//!
+//! Who shares what is BuildKit's rule (`solver/llbsolver/mounts/mount.go`): a *shared* cache is
+//! one directory for all who want it shared at the same time, a *private* one is a directory
+//! that nobody else has, and who wants it *locked* waits until a directory is free. Here the
+//! waiting is a queue: first come, first served.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use cooper_cache::{CacheError, CacheManager, LocalRef, MutableRef, RecordOptions, RecordType};
+use cooper_proto::pb::CacheSharingOpt;
+use tokio::sync::Notify;
+
+/// The cache mounts that are in use, by key.
+#[derive(Debug, Default)]
+pub(crate) struct CacheDirs {
+    gates: Mutex<HashMap<String, Weak<Gate>>>,
+}
+
+/// What all users of one key pass.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Who waits for a free directory: one looks, the others stand behind.
+    queue: tokio::sync::Mutex<()>,
+    /// Held while directories are looked through, so that two do not both make one.
+    search: tokio::sync::Mutex<()>,
+    /// A directory was given back.
+    freed: Notify,
+    users: Mutex<Users>,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    /// Handles of this key, shared ones counted singly.
+    count: usize,
+    /// The directory that is shared now, and by how many.
+    shared: Option<(Arc<MutableRef>, usize)>,
+}
+
+/// The use of a cache directory. Dropping it gives the directory back, at once.
+#[derive(Debug)]
+pub(crate) struct CacheDir {
+    // There until it is dropped.
+    dir: Option<Arc<MutableRef>>,
+    shared: bool,
+    gate: Arc<Gate>,
+}
+
+impl CacheDirs {
+    /// Gets the directory of `key`, made on top of `base` when there is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the queue.
+    pub(crate) async fn get(
+        &self,
+        cache: &CacheManager,
+        key: &str,
+        base: Option<&LocalRef>,
+        sharing: CacheSharingOpt,
+        description: String,
+    ) -> Result<CacheDir, CacheError> {
+        let gate = self.gate(key);
+        let wanted = Wanted {
+            cache,
+            index: format!("cache-dir:{key}"),
+            base,
+            description,
+        };
+        match sharing {
+            CacheSharingOpt::Shared => gate.shared(&wanted).await,
+            CacheSharingOpt::Private => gate.private(&wanted).await,
+            CacheSharingOpt::Locked => gate.locked(&wanted).await,
+        }
+    }
+
+    fn gate(&self, key: &str) -> Arc<Gate> {
+        let mut gates = lock(&self.gates);
+        if let Some(gate) = gates.get(key).and_then(Weak::upgrade) {
+            return gate;
+        }
+        gates.retain(|_, gate| gate.strong_count() > 0);
+        let gate = Arc::new(Gate::default());
+        gates.insert(key.to_owned(), Arc::downgrade(&gate));
+        gate
+    }
+}
+
+/// A cache directory to be found or made.
+struct Wanted<'a> {
+    cache: &'a CacheManager,
+    index: String,
+    base: Option<&'a LocalRef>,
+    description: String,
+}
+
+impl Wanted<'_> {
+    /// A directory that nobody has; `None` when somebody has each that there is, or there is
+    /// none. The flag says which: whether one was taken.
+    async fn find(&self) -> Result<(Option<MutableRef>, bool), CacheError> {
+        let mut taken = false;
+        for id in self.cache.search(&self.index)? {
+            match self.cache.get_mutable(&id).await {
+                Ok(dir) => return Ok((Some(dir), taken)),
+                Err(CacheError::Locked { .. }) => taken = true,
+                Err(error) => {
+                    tracing::warn!(%id, %error, "a cache mount cannot be used again");
+                }
+            }
+        }
+        Ok((None, taken))
+    }
+
+    async fn make(&self) -> Result<MutableRef, CacheError> {
+        let options = RecordOptions {
+            description: self.description.clone(),
+            record_type: RecordType::CacheMount,
+            retain: true,
+            indexes: vec![self.index.clone()],
+            ..RecordOptions::default()
+        };
+        self.cache.new_mutable(self.base, options).await
+    }
+
+    async fn find_or_make(&self) -> Result<MutableRef, CacheError> {
+        match self.find().await? {
+            (Some(dir), _) => Ok(dir),
+            (None, _) => self.make().await,
+        }
+    }
+}
+
+impl Gate {
+    async fn shared(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
+        let _search = self.search.lock().await;
+        if let Some(dir) = self.join() {
+            return Ok(dir);
+        }
+        let dir = Arc::new(wanted.find_or_make().await?);
+        let mut users = lock(&self.users);
+        users.count += 1;
+        users.shared = Some((dir.clone(), 1));
+        drop(users);
+        Ok(CacheDir {
+            dir: Some(dir),
+            shared: true,
+            gate: self.clone(),
+        })
+    }
+
+    /// A further handle of the directory that is shared now.
+    fn join(self: &Arc<Self>) -> Option<CacheDir> {
+        let mut users = lock(&self.users);
+        let (dir, count) = users.shared.as_mut()?;
+        *count += 1;
+        let dir = dir.clone();
+        users.count += 1;
+        drop(users);
+        Some(CacheDir {
+            dir: Some(dir),
+            shared: true,
+            gate: self.clone(),
+        })
+    }
+
+    async fn private(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
+        let _search = self.search.lock().await;
+        let dir = wanted.find_or_make().await?;
+        Ok(self.alone(dir))
+    }
+
+    async fn locked(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
+        let _turn = self.queue.lock().await;
+        loop {
+            {
+                let _search = self.search.lock().await;
+                // Counted before looking: one that is given back meanwhile wakes us below.
+                let in_use = lock(&self.users).count > 0;
+                match wanted.find().await? {
+                    (Some(dir), _) => return Ok(self.alone(dir)),
+                    // Taken by somebody who did not come through here, such as pruning: such a
+                    // one is on its way out and not worth waiting for.
+                    (None, taken) if !taken || !in_use => {
+                        let dir = wanted.make().await?;
+                        return Ok(self.alone(dir));
+                    }
+                    (None, _) => {}
+                }
+            }
+            // A notification that comes before this is kept for it.
+            self.freed.notified().await;
+        }
+    }
+
+    fn alone(self: &Arc<Self>, dir: MutableRef) -> CacheDir {
+        lock(&self.users).count += 1;
+        CacheDir {
+            dir: Some(Arc::new(dir)),
+            shared: false,
+            gate: self.clone(),
+        }
+    }
+}
+
+impl CacheDir {
+    /// The directory.
+    pub(crate) fn dir(&self) -> &MutableRef {
+        self.dir.as_deref().expect("there until it is dropped")
+    }
+}
+
+impl Drop for CacheDir {
+    fn drop(&mut self) {
+        let mut users = lock(&self.gate.users);
+        users.count -= 1;
+        if self.shared
+            && let Some((_, count)) = users.shared.as_mut()
+        {
+            *count -= 1;
+            if *count == 0 {
+                users.shared = None;
+            }
+        }
+        // Given back while the lock is held: who looks next finds it shared or free.
+        self.dir.take();
+        drop(users);
+        self.gate.freed.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds these locks leaves them half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,95 @@
+//! Mounts that are ready, and what becomes of them.
+
+use std::sync::Arc;
+
+use cooper_cache::{ImmutableRef, LocalRef, MutableRef};
+use cooper_executor::ContainerMount;
+use cooper_snapshot::Mount;
+
+use crate::MountError;
+use crate::cachedir::CacheDir;
+use crate::error::cache;
+use crate::secret::SecretFile;
+use crate::ssh::SshSocket;
+
+/// The mounts of one process. They can be mounted as long as this value is there.
+///
+/// [`Prepared::commit`] keeps what was written; dropping the value discards it, and gives
+/// caches, secrets and sockets back. Nothing may be mounted any more when either happens.
+#[derive(Default)]
+pub struct Prepared {
+    /// The root file system.
+    pub root: Vec<Mount>,
+    /// Whether processes see it as read-only.
+    pub root_read_only: bool,
+    /// The other mounts, those that others are in first.
+    pub mounts: Vec<ContainerMount>,
+    /// By the index of the step's mount.
+    pub(crate) sources: Vec<Option<Vec<Mount>>>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// A result of the step.
+pub(crate) struct Output {
+    pub(crate) index: usize,
+    state: State,
+}
+
+enum State {
+    /// What came in.
+    Same(ImmutableRef),
+    /// What was written.
+    Written(Box<MutableRef>),
+}
+
+impl Output {
+    pub(crate) fn same(index: usize, input: &LocalRef) -> Self {
+        let state = State::Same(ImmutableRef::clone(input));
+        Self { index, state }
+    }
+
+    pub(crate) fn written(index: usize, made: MutableRef) -> Self {
+        let state = State::Written(Box::new(made));
+        Self { index, state }
+    }
+}
+
+/// What is held only so that it can be mounted.
+#[allow(dead_code, reason = "held for what dropping them does")]
+pub(crate) enum Kept {
+    Input(LocalRef),
+    ThrownAway(MutableRef),
+    Cache(Arc<CacheDir>),
+    Secret(SecretFile),
+    Ssh(SshSocket),
+}
+
+impl Prepared {
+    /// What is mounted for the mount at `index` of the step; `None` when it was left out.
+    pub fn source(&self, index: usize) -> Option<&[Mount]> {
+        self.sources.get(index)?.as_deref()
+    }
+
+    /// Keeps what was written, as the outputs of the step, ordered by their index.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped some outputs may have been kept: they are refs that nobody
+    /// has and go when the cache is pruned.
+    pub async fn commit(self) -> Result<Vec<(usize, ImmutableRef)>, MountError> {
+        // Others may wait for the caches.
+        drop(self.kept);
+        let mut results = Vec::with_capacity(self.outputs.len());
+        for Output { index, state } in self.outputs {
+            let result = match state {
+                State::Same(same) => same,
+                State::Written(made) => made
+                    .commit()
+                    .await
+                    .map_err(cache("commit output", &index.to_string()))?,
+            };
+            results.push((index, result));
+        }
+        Ok(results)
+    }
+}
