@@ -48,6 +48,9 @@ pub struct CopyOptions<'a> {
     pub replace: bool,
     /// Directories that were already there get the source's metadata too.
     pub overwrite_metadata: bool,
+    /// The directory that is copied itself keeps its metadata if it was already there, and gets
+    /// the times of the source.
+    pub keep_top: bool,
 }
 
 /// Copies `from` inside `source`, a last link not followed, to exactly `to` inside `target`,
@@ -177,10 +180,12 @@ impl Copy<'_> {
             self.any(&source, &target, &path)?;
         }
         // Last, because making members changes the times.
-        if let Some(new) = made
-            && (new || (self.options.overwrite_metadata && !only_with_members))
-        {
-            self.metadata(from, to, stat).map_err(fail)?;
+        if let Some(new) = made {
+            if !new && self.options.keep_top && path.as_os_str().is_empty() {
+                self.times(to, stat).map_err(fail)?;
+            } else if new || (self.options.overwrite_metadata && !only_with_members) {
+                self.metadata(from, to, stat).map_err(fail)?;
+            }
         }
         Ok(made.is_some())
     }
@@ -289,6 +294,10 @@ impl Copy<'_> {
             )?;
         }
         copy_xattrs(&from.proc_path(), &to.proc_path())?;
+        self.times(to, stat)
+    }
+
+    fn times(&self, to: &Entry, stat: &Stat) -> io::Result<()> {
         let modified = match self.options.timestamp {
             Some(nanoseconds) => timespec(nanoseconds),
             #[allow(clippy::cast_possible_wrap)]

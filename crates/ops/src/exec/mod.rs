@@ -1,0 +1,77 @@
+//! Processes in containers.
+
+mod key;
+mod run;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cooper_proto::pb;
+use cooper_solver::{CacheDep, CacheMap, Op, OpContext, OpError};
+
+use crate::OpsError;
+use crate::content::ContentHash;
+use crate::env::{Build, Env, InputVertices, Output};
+
+pub(crate) struct ExecOp {
+    env: Arc<Env>,
+    op: pb::ExecOp,
+    platform: pb::Platform,
+    inputs: InputVertices,
+}
+
+impl ExecOp {
+    pub(crate) fn new(
+        env: Arc<Env>,
+        op: pb::ExecOp,
+        platform: pb::Platform,
+        inputs: InputVertices,
+    ) -> Result<Self, OpsError> {
+        // Told when the graph is loaded and not only when it is too late.
+        key::mount_deps(&op, inputs.len())?;
+        Ok(Self {
+            env,
+            op,
+            platform,
+            inputs,
+        })
+    }
+
+    fn meta(&self) -> &pb::Meta {
+        self.op
+            .meta
+            .as_ref()
+            .expect("a graph without it is not loaded")
+    }
+}
+
+#[async_trait]
+impl Op<Build> for ExecOp {
+    async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
+        let deps = key::mount_deps(&self.op, self.inputs.len())?;
+        let deps = deps.into_iter().enumerate().map(|(input, dep)| CacheDep {
+            selector: dep.selector(),
+            content: dep.content_based.then(|| {
+                Arc::new(ContentHash {
+                    env: self.env.clone(),
+                    vertices: self.inputs.clone(),
+                    input,
+                    selectors: dep.content_selectors(),
+                }) as _
+            }),
+        });
+        Ok(CacheMap {
+            digest: key::digest(&self.op, &self.platform),
+            deps: deps.collect(),
+            last: true,
+        })
+    }
+
+    async fn execute(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpError> {
+        Ok(self.run(cx, inputs).await?)
+    }
+}

@@ -1,0 +1,274 @@
+//! Running a process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use cooper_cache::LocalRef;
+use cooper_executor::{
+    ContainerSpec, HostIp, NetworkMode, Output as Stream, Process, SecurityMode, Ulimit,
+};
+use cooper_mount::Prepare;
+use cooper_progress::{Clip, STDERR, STDOUT, VertexProgress};
+use cooper_proto::pb;
+use cooper_session::{Group, secrets};
+use cooper_solver::OpContext;
+use futures::future::try_join_all;
+
+use super::ExecOp;
+use crate::env::{Build, Output, localize, sessions};
+use crate::{ExecFailure, OpsError};
+
+const PATH_LINUX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH_WINDOWS: &str =
+    r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
+
+impl ExecOp {
+    pub(super) async fn run(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpsError> {
+        let inputs: Vec<Option<LocalRef>> = try_join_all(
+            inputs
+                .iter()
+                .enumerate()
+                .map(|(index, input)| localize(&self.env, cx, &self.inputs, index, input)),
+        )
+        .await?;
+        let sessions = sessions(cx);
+        let _leave = self.env.acquire().await;
+        let prepared = self
+            .env
+            .mounts
+            .prepare(Prepare {
+                mounts: &self.op.mounts,
+                inputs: &inputs,
+                cwd: &self.meta().cwd,
+                description: &format!("exec {}", self.meta().args.join(" ")),
+                sessions: &sessions,
+            })
+            .await?;
+        let container = ContainerSpec {
+            root: prepared.root.clone(),
+            root_read_only: prepared.root_read_only,
+            mounts: prepared.mounts.clone(),
+            ..self.container()?
+        };
+        let process = self.process(&sessions, cx.progress()).await?;
+
+        let args = &self.meta().args;
+        let start = |source| OpsError::Start {
+            args: args.join(" "),
+            source: Box::new(source),
+        };
+        let running = self
+            .env
+            .executor
+            .start(container, process)
+            .await
+            .map_err(start)?;
+        let exit = running.wait().await.map_err(start)?;
+        drop(running);
+        if !self.is_wanted(exit.code) {
+            return Err(ExecFailure::new(args, exit.code, exit.oom).into());
+        }
+        let outputs = prepared.commit().await?;
+        Ok(in_order(outputs))
+    }
+
+    fn is_wanted(&self, code: u32) -> bool {
+        let wanted = &self.meta().valid_exit_codes;
+        match wanted.as_slice() {
+            [] => code == 0,
+            wanted => wanted
+                .iter()
+                .any(|wanted| i64::from(*wanted) == i64::from(code)),
+        }
+    }
+
+    /// The container, but for its files.
+    fn container(&self) -> Result<ContainerSpec, OpsError> {
+        let meta = self.meta();
+        let extra_hosts = meta.extra_hosts.iter().map(|host| {
+            // Checked here, because anything else could add lines to the hosts file.
+            match host.ip.parse::<std::net::IpAddr>() {
+                Ok(ip) => Ok(HostIp {
+                    host: host.host.clone(),
+                    ip: ip.to_string(),
+                }),
+                Err(_) => {
+                    let ip = &host.ip;
+                    Err(OpsError::invalid(format!("failed to parse IP {ip}")))
+                }
+            }
+        });
+        let ulimits = meta.ulimit.iter().map(|limit| Ulimit {
+            name: limit.name.clone(),
+            soft: limit.soft,
+            hard: limit.hard,
+        });
+        Ok(ContainerSpec {
+            hostname: meta.hostname.clone(),
+            extra_hosts: extra_hosts.collect::<Result<_, _>>()?,
+            network: match self.op.network() {
+                pb::NetMode::Unset => NetworkMode::Default,
+                pb::NetMode::Host => NetworkMode::Host,
+                pb::NetMode::None => NetworkMode::None,
+            },
+            security: match self.op.security() {
+                pb::SecurityMode::Sandbox => SecurityMode::Sandbox,
+                pb::SecurityMode::Insecure => SecurityMode::Insecure,
+            },
+            ulimits: ulimits.collect(),
+            cgroup_parent: meta.cgroup_parent.clone(),
+            remove_mount_stubs: meta.remove_mount_stubs_recursive,
+            ..ContainerSpec::default()
+        })
+    }
+
+    async fn process(
+        &self,
+        sessions: &Group,
+        progress: &VertexProgress,
+    ) -> Result<Process, OpsError> {
+        let meta = self.meta();
+        let mut env = meta.env.clone();
+        env.extend(meta.proxy_env.iter().flat_map(proxy));
+        if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+            let windows = self.platform.os == "windows";
+            let path = if windows { PATH_WINDOWS } else { PATH_LINUX };
+            env.push(format!("PATH={path}"));
+        }
+        env.extend(self.secrets(sessions).await?);
+        let clip = Arc::new(Mutex::new(Clip::new(self.env.log_limits)));
+        Ok(Process {
+            args: meta.args.clone(),
+            env,
+            cwd: meta.cwd.clone(),
+            user: meta.user.clone(),
+            stdout: stream(STDOUT, clip.clone(), progress.clone()),
+            stderr: stream(STDERR, clip, progress.clone()),
+            ..Process::default()
+        })
+    }
+
+    /// The variables whose values are the client's secrets.
+    async fn secrets(&self, sessions: &Group) -> Result<Vec<String>, OpsError> {
+        let mut variables = Vec::new();
+        for secret in &self.op.secretenv {
+            let (id, name) = (secret.id.as_str(), &secret.name);
+            if id.is_empty() {
+                return Err(OpsError::invalid(format!(
+                    "secret ID missing for {name:?} environment variable"
+                )));
+            }
+            let found = if sessions.is_empty() {
+                None
+            } else {
+                sessions
+                    .any(|session| async move { secrets::get(&session, id).await })
+                    .await?
+            };
+            match found {
+                Some(value) => {
+                    let value = String::from_utf8_lossy(&value);
+                    variables.push(format!("{name}={value}"));
+                }
+                None if secret.optional => {}
+                None => return Err(OpsError::invalid(format!("secret {id}: not found"))),
+            }
+        }
+        Ok(variables)
+    }
+}
+
+/// The variables of a proxy, in both cases: programs do not agree on one.
+fn proxy(proxy: &pb::ProxyEnv) -> Vec<String> {
+    let all = [
+        ("HTTP_PROXY", &proxy.http_proxy),
+        ("HTTPS_PROXY", &proxy.https_proxy),
+        ("FTP_PROXY", &proxy.ftp_proxy),
+        ("NO_PROXY", &proxy.no_proxy),
+        ("ALL_PROXY", &proxy.all_proxy),
+    ];
+    let set = all.into_iter().filter(|(_, value)| !value.is_empty());
+    set.flat_map(|(name, value)| {
+        [
+            format!("{name}={value}"),
+            format!("{}={value}", name.to_lowercase()),
+        ]
+    })
+    .collect()
+}
+
+/// Output that is shown on the vertex, as far as the limits of both streams together go.
+fn stream(number: i64, clip: Arc<Mutex<Clip>>, progress: VertexProgress) -> Stream {
+    Stream::call(move |data: Bytes| {
+        let mut clip = clip.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(data) = clip.pass(data, Instant::now()) {
+            progress.log(number, data);
+        }
+    })
+}
+
+/// Outputs by number; one that nothing was made for is scratch.
+fn in_order(outputs: Vec<(usize, cooper_cache::ImmutableRef)>) -> Vec<Output> {
+    let count = outputs.iter().map(|(index, _)| index + 1).max();
+    let mut by_index: HashMap<_, _> = outputs.into_iter().collect();
+    (0..count.unwrap_or(0))
+        .map(|index| by_index.remove(&index))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cooper_progress::{Collect, Event, Limits};
+
+    #[test]
+    fn a_proxy_is_set_in_both_cases() {
+        let set = proxy(&pb::ProxyEnv {
+            http_proxy: "h".into(),
+            no_proxy: "n".into(),
+            ..pb::ProxyEnv::default()
+        });
+        let expected = ["HTTP_PROXY=h", "http_proxy=h", "NO_PROXY=n", "no_proxy=n"];
+        assert_eq!(set, expected);
+    }
+
+    #[test]
+    fn both_streams_share_one_limit() {
+        let sink = Arc::new(Collect::default());
+        let digest = cooper_llb::digest_of(b"vertex");
+        let progress = VertexProgress::new(digest, sink.clone());
+        let clip = Arc::new(Mutex::new(Clip::new(Limits {
+            size: Some(3),
+            speed: None,
+        })));
+        let streams = [
+            stream(STDOUT, clip.clone(), progress.clone()),
+            stream(STDERR, clip, progress),
+        ];
+        for stream in &streams {
+            let Stream::Call(write) = stream else {
+                panic!("output that is no call");
+            };
+            write("ab".into());
+        }
+        let logs: Vec<_> = sink
+            .take()
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::Log(log) => {
+                    Some((log.stream, String::from_utf8_lossy(&log.data).into_owned()))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(logs[0], (STDOUT, "ab".to_owned()));
+        let clipped = "a\n[output clipped, log limit 3B reached]\n";
+        assert_eq!(logs[1], (STDERR, clipped.to_owned()));
+    }
+}

@@ -1,0 +1,72 @@
+//! Changes to files, without a container: copy, make, remove, link.
+
+mod act;
+mod copy;
+mod key;
+mod mode;
+mod owner;
+mod paths;
+mod plan;
+mod run;
+mod unpack;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cooper_proto::pb;
+use cooper_solver::{CacheDep, CacheMap, Op, OpContext, OpError};
+
+use crate::content::ContentHash;
+use crate::env::{Build, Env, InputVertices, Output};
+
+pub(crate) struct FileOp {
+    env: Arc<Env>,
+    op: pb::FileOp,
+    name: String,
+    inputs: InputVertices,
+}
+
+impl FileOp {
+    pub(crate) fn new(env: Arc<Env>, op: pb::FileOp, name: String, inputs: InputVertices) -> Self {
+        Self {
+            env,
+            op,
+            name,
+            inputs,
+        }
+    }
+}
+
+#[async_trait]
+impl Op<Build> for FileOp {
+    async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
+        let key = key::of(&self.op, self.inputs.len())?;
+        let deps = key.deps.into_iter().enumerate().map(|(input, dep)| {
+            let Some(dep) = dep else {
+                return CacheDep::default();
+            };
+            CacheDep {
+                selector: Some(dep.selector),
+                content: Some(Arc::new(ContentHash {
+                    env: self.env.clone(),
+                    vertices: self.inputs.clone(),
+                    input,
+                    selectors: dep.selectors,
+                }) as _),
+            }
+        });
+        Ok(CacheMap {
+            digest: key.digest,
+            deps: deps.collect(),
+            last: true,
+        })
+    }
+
+    async fn execute(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpError> {
+        Ok(self.run(cx, inputs).await?)
+    }
+}

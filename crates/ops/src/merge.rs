@@ -1,0 +1,202 @@
+//! Laying states over one another, and the changes between two of them.
+//!
+//! Both are made of layers: a merge puts the layers of its inputs on top of each other, and the
+//! changes between two states are the layers that one has more than the other. So they are
+//! lazy: nothing is unpacked before somebody reads the result.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions};
+use cooper_layer::{CompressionOptions, ExportContext, export, pack};
+use cooper_llb::digest_of;
+use cooper_llb::gojson::{Object, Value};
+use cooper_proto::pb;
+use cooper_solver::{CacheDep, CacheMap, Digest, Op, OpContext, OpError};
+
+use crate::OpsError;
+use crate::env::{Build, Env, InputVertices, Output, localize, sessions};
+
+const MERGE: &str = "buildkit.merge.v0";
+const DIFF: &str = "buildkit.diff.v0";
+
+/// BuildKit's digest of an operation that has only numbers of inputs in it.
+fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
+    let text = Object::write(|object| {
+        object.field("Type", kind);
+        object.field(name, op);
+    });
+    digest_of(text.as_bytes())
+}
+
+fn cache_map(digest: Digest, inputs: usize) -> CacheMap<Build> {
+    CacheMap {
+        digest,
+        deps: (0..inputs).map(|_| CacheDep::default()).collect(),
+        last: true,
+    }
+}
+
+/// What both work with.
+pub(crate) struct Layers {
+    pub(crate) env: Arc<Env>,
+    pub(crate) name: String,
+    pub(crate) inputs: InputVertices,
+}
+
+impl Layers {
+    /// The layers of a state, the lowest first; those that it has not are made.
+    async fn of(
+        &self,
+        cx: &OpContext<Build>,
+        state: &ImmutableRef,
+    ) -> Result<Vec<Layer>, OpsError> {
+        Ok(export(state, &self.context(cx)).await?)
+    }
+
+    fn context(&self, cx: &OpContext<Build>) -> ExportContext {
+        ExportContext {
+            content: self.env.content.clone(),
+            compression: CompressionOptions::default(),
+            fill: self.env.filler(&sessions(cx), cx.progress()),
+        }
+    }
+
+    /// `layers` on top of `state`.
+    async fn on(&self, mut state: Output, layers: Vec<Layer>) -> Result<Output, OpsError> {
+        let cache: &CacheManager = &self.env.cache;
+        for layer in layers {
+            let options = RecordOptions {
+                description: self.name.clone(),
+                ..RecordOptions::default()
+            };
+            state = Some(cache.get_by_blob(state.as_ref(), layer, options).await?);
+        }
+        Ok(state)
+    }
+}
+
+/// Lays its inputs over one another: later ones win.
+pub(crate) struct MergeOp {
+    pub(crate) layers: Layers,
+    pub(crate) op: pb::MergeOp,
+}
+
+#[async_trait]
+impl Op<Build> for MergeOp {
+    async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
+        Ok(cache_map(
+            digest(MERGE, "Merge", &self.op),
+            self.layers.inputs.len(),
+        ))
+    }
+
+    async fn execute(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpError> {
+        let mut states = inputs.iter().flatten();
+        let mut merged = states.next().cloned();
+        for state in states {
+            let layers = self.layers.of(cx, state).await?;
+            merged = self.layers.on(merged, layers).await?;
+        }
+        Ok(vec![merged])
+    }
+}
+
+/// The changes from one input to another.
+pub(crate) struct DiffOp {
+    pub(crate) layers: Layers,
+    pub(crate) op: pb::DiffOp,
+}
+
+impl DiffOp {
+    async fn diff(&self, cx: &OpContext<Build>, inputs: &[Output]) -> Result<Output, OpsError> {
+        let index = |input: Option<i64>| input.and_then(|index| usize::try_from(index).ok());
+        let lower_index = index(self.op.lower.as_ref().map(|lower| lower.input));
+        let upper_index = index(self.op.upper.as_ref().map(|upper| upper.input));
+        let state = |index: Option<usize>| index.and_then(|index| inputs.get(index)?.as_ref());
+        let (lower, upper) = (state(lower_index), state(upper_index));
+        let Some(lower) = lower else {
+            return Ok(upper.cloned());
+        };
+        if let Some(upper) = upper
+            && let Some(place) = upper.chain().iter().position(|below| below == lower)
+        {
+            let mut layers = self.layers.of(cx, upper).await?;
+            return self.layers.on(None, layers.split_off(place + 1)).await;
+        }
+        // Strangers: only their files tell what differs.
+        let _leave = self.layers.env.acquire().await;
+        let (env, vertices) = (&self.layers.env, &self.layers.inputs);
+        let bring = |index: Option<usize>, state: Option<&ImmutableRef>| {
+            let state = state.cloned();
+            async move { localize(env, cx, vertices, index.unwrap_or(0), &state).await }
+        };
+        let (lower, upper) = (
+            bring(lower_index, Some(lower)).await?,
+            bring(upper_index, upper).await?,
+        );
+        let nothing = env
+            .cache
+            .new_mutable(None, RecordOptions::default())
+            .await?;
+        let mounts = |state: Option<cooper_cache::LocalRef>| {
+            let nothing = &nothing;
+            async move {
+                match &state {
+                    Some(state) => state.mounts().await,
+                    None => nothing.mounts().await,
+                }
+                .map(|mounts| (mounts, state))
+            }
+        };
+        // The states are held as long as their mounts are used.
+        let (lower_mounts, _lower) = mounts(lower).await?;
+        let (upper_mounts, _upper) = mounts(upper).await?;
+        let name = format!("diff-{}", nothing.id());
+        let options = CompressionOptions::default();
+        let layer = pack::pack(&env.content, &name, lower_mounts, upper_mounts, &options).await?;
+        self.layers.on(None, vec![layer]).await
+    }
+}
+
+#[async_trait]
+impl Op<Build> for DiffOp {
+    async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
+        Ok(cache_map(
+            digest(DIFF, "Diff", &self.op),
+            self.layers.inputs.len(),
+        ))
+    }
+
+    async fn execute(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpError> {
+        Ok(vec![self.diff(cx, inputs).await?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_those_of_go() {
+        let merge = pb::MergeOp {
+            inputs: vec![pb::MergeInput { input: 0 }, pb::MergeInput { input: 1 }],
+        };
+        let text = br#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}"#;
+        assert_eq!(digest(MERGE, "Merge", &merge), digest_of(text));
+        let diff = pb::DiffOp {
+            lower: Some(pb::LowerDiffInput { input: 0 }),
+            upper: Some(pb::UpperDiffInput { input: 1 }),
+        };
+        let text = br#"{"Type":"buildkit.diff.v0","Diff":{"lower":{},"upper":{"input":1}}}"#;
+        assert_eq!(digest(DIFF, "Diff", &diff), digest_of(text));
+    }
+}

@@ -1,0 +1,65 @@
+//! Sources as operations.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cooper_llb::digest_of;
+use cooper_solver::{CacheMap, Digest, Op, OpContext, OpError};
+use cooper_source::Instance;
+
+use crate::Build;
+use crate::env::{Env, Output, source_context};
+
+/// BuildKit's tag for keys of sources.
+const CACHE_TYPE: &str = "buildkit.source.v0";
+
+pub(crate) struct SourceOp {
+    pub(crate) env: Arc<Env>,
+    pub(crate) instance: Arc<dyn Instance>,
+}
+
+/// The digest of a source's key. What cannot be known before it is there has a key of its own
+/// that is good for one session and never exported.
+fn cache_digest(key: &str) -> Digest {
+    let digest = digest_of(format!("{CACHE_TYPE}:{key}").as_bytes());
+    if key.starts_with("session:") {
+        return format!("random:{}", digest.digest())
+            .parse()
+            .expect("a name and hexadecimal digits are a digest");
+    }
+    digest
+}
+
+#[async_trait]
+impl Op<Build> for SourceOp {
+    async fn cache_map(
+        &self,
+        cx: &OpContext<Build>,
+        index: usize,
+    ) -> Result<CacheMap<Build>, OpError> {
+        let key = self.instance.cache_key(&source_context(cx), index).await?;
+        Ok(CacheMap {
+            digest: cache_digest(&key.key),
+            deps: Vec::new(),
+            last: key.last,
+        })
+    }
+
+    async fn execute(&self, cx: &OpContext<Build>, _: &[Output]) -> Result<Vec<Output>, OpError> {
+        let _leave = self.env.acquire().await;
+        Ok(vec![self.instance.snapshot(&source_context(cx)).await?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_sessions_are_random() {
+        let image = cache_digest("sha256:abc");
+        assert_eq!(image, digest_of(b"buildkit.source.v0:sha256:abc"));
+        let local = cache_digest("session:context:sha256:abc");
+        assert!(local.as_ref().starts_with("random:"), "{local}");
+    }
+}

@@ -1,0 +1,176 @@
+//! What can go wrong with a source.
+
+use std::sync::Arc;
+
+use cooper_cache::CacheError;
+use cooper_content::{ContentError, Digest};
+use cooper_registry::{Reference, ReferenceError, RegistryError};
+use cooper_session::SessionError;
+
+/// A failure of a source. Cheap to clone: several builds may wait for one answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// An identifier has no scheme.
+    #[error("failed to parse {identifier}: invalid")]
+    Identifier {
+        /// The identifier.
+        identifier: String,
+    },
+    /// Nobody answers to a scheme.
+    #[error("unknown schema {scheme}: not found")]
+    UnknownScheme {
+        /// The scheme.
+        scheme: String,
+    },
+    /// An attribute has a value of no use.
+    #[error("invalid value {value:?} for {name}: {reason}")]
+    Attribute {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A reference cannot be understood.
+    #[error("failed to parse source reference {reference}")]
+    Reference {
+        /// The reference.
+        reference: String,
+        /// What is wrong with it.
+        source: Arc<ReferenceError>,
+    },
+    /// A registry did not give what was asked of it.
+    #[error(transparent)]
+    Registry(Arc<RegistryError>),
+    /// An index has no image for the platform.
+    #[error("no match for platform in manifest {digest}: not found")]
+    NoPlatform {
+        /// The index.
+        digest: Digest,
+        /// The platform, `os/arch`.
+        platform: String,
+    },
+    /// A manifest or a configuration cannot be understood.
+    #[error("invalid {what} {digest}: {reason}")]
+    Malformed {
+        /// `manifest`, `index`, `image config`.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The manifest is not the one that was pinned.
+    #[error("image digest {found} for {reference} does not match the expected checksum {expected}")]
+    ImageChecksum {
+        /// The image.
+        reference: String,
+        /// The digest that it has.
+        found: Box<Digest>,
+        /// The digest that it should have.
+        expected: Box<Digest>,
+    },
+    /// More layers are asked for than the image has.
+    #[error("layer limit {limit} is greater than the number of layers in the image {count}")]
+    LayerLimit {
+        /// How many are asked for.
+        limit: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Files of the client are wanted and there is no client.
+    #[error("could not access local files without session")]
+    NoSession,
+    /// The client could not be asked.
+    #[error(transparent)]
+    Session(Arc<SessionError>),
+    /// The cache could not keep or give it.
+    #[error(transparent)]
+    Cache(Arc<CacheError>),
+    /// A blob could not be read or stored.
+    #[error(transparent)]
+    Content(Arc<ContentError>),
+    /// A server could not be reached or broke off.
+    #[error("{attempt} {url}")]
+    Http {
+        /// What was tried.
+        attempt: &'static str,
+        /// The address, without credentials.
+        url: String,
+        /// Why it failed.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The client has no secret of the name that a download asks for.
+    #[error("failed to retrieve HTTP auth secret {id}: not found")]
+    Secret {
+        /// The name.
+        id: String,
+    },
+    /// A server did not give what was asked of it.
+    #[error("invalid response status {status}")]
+    HttpStatus {
+        /// The address, without credentials.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// A download is not the one that was pinned.
+    #[error("digest mismatch for {url}: {found} (expected: {expected})")]
+    HttpChecksum {
+        /// The address, without credentials.
+        url: String,
+        /// The digest that it has.
+        found: Box<Digest>,
+        /// The digest that it should have.
+        expected: Box<Digest>,
+    },
+    /// A file could not be read or written.
+    #[error("{attempt} {path}")]
+    Io {
+        /// What was tried.
+        attempt: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        source: Arc<std::io::Error>,
+    },
+}
+
+macro_rules! from {
+    ($($variant:ident($kind:ty)),*) => {$(
+        impl From<$kind> for SourceError {
+            fn from(error: $kind) -> Self {
+                Self::$variant(Arc::new(error))
+            }
+        }
+    )*};
+}
+
+from!(
+    Registry(RegistryError),
+    Session(SessionError),
+    Cache(CacheError),
+    Content(ContentError)
+);
+
+impl SourceError {
+    /// Reads the name of an image.
+    pub(crate) fn reference(text: &str) -> Result<Reference, Self> {
+        Reference::parse(text).map_err(|source| Self::Reference {
+            reference: text.to_owned(),
+            source: Arc::new(source),
+        })
+    }
+
+    /// Whether what was asked for does not exist.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NoPlatform { .. } | Self::UnknownScheme { .. } => true,
+            Self::Registry(error) => error.is_not_found(),
+            Self::Session(error) => error.is_not_found(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use cooper_content::digest_of;
+
+use super::*;
+use crate::testing::{Answer, Place, Server, nobody, place, read};
+
+const TIME: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+fn open(place: &Place, server: &Server, attrs: &[(&str, &str)]) -> Arc<dyn Instance> {
+    let source = HttpSource::new(place.cache.clone()).unwrap();
+    let attrs: BTreeMap<_, _> = attrs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    let id = Identifier::parse(
+        &format!("http://{}/dir/file.txt", server.host),
+        attrs,
+        Default::default(),
+    );
+    source.open(id.unwrap()).unwrap()
+}
+
+fn answer(body: &str, tag: &str) -> Answer {
+    Answer::ok(body)
+        .with("ETag", tag)
+        .with("Last-Modified", TIME)
+}
+
+#[tokio::test]
+async fn a_download_is_kept_until_the_server_has_another() {
+    let (place, server) = (place().await, Server::start().await);
+    server.put("/dir/file.txt", answer("one", "\"1\""));
+    let first = open(&place, &server, &[]);
+    let key = first.cache_key(&nobody(), 0).await.unwrap();
+    assert!(key.last);
+    assert_eq!(key.pin, digest_of(b"one").to_string());
+    let output = first.snapshot(&nobody()).await.unwrap().unwrap();
+    let local = output.local().unwrap();
+    assert_eq!(read(&local, "file.txt").await, "one");
+    let stat = {
+        let mounted = local.mount().await.unwrap();
+        mounted.path().join("file.txt").metadata().unwrap()
+    };
+    assert_eq!((stat.mode() & 0o777, stat.mtime()), (0o600, 784_111_777));
+    assert_eq!(server.requests(), ["GET /dir/file.txt"]);
+
+    let again = open(&place, &server, &[]);
+    assert_eq!(again.cache_key(&nobody(), 0).await.unwrap(), key);
+    let same = again.snapshot(&nobody()).await.unwrap().unwrap();
+    assert_eq!(same, output);
+    assert_eq!(server.requests(), ["HEAD /dir/file.txt"]);
+
+    server.put("/dir/file.txt", answer("two", "\"2\""));
+    let changed = open(&place, &server, &[]);
+    let other = changed.cache_key(&nobody(), 0).await.unwrap();
+    assert_ne!(other.key, key.key);
+    assert_eq!(
+        server.requests(),
+        ["HEAD /dir/file.txt", "GET /dir/file.txt"]
+    );
+    place.cache.close().await;
+}
+
+#[tokio::test]
+async fn a_known_checksum_needs_no_server_and_is_held_against_what_comes() {
+    let (place, server) = (place().await, Server::start().await);
+    server.put("/dir/file.txt", Answer::ok("one"));
+    let right = digest_of(b"one").to_string();
+    let pinned = open(
+        &place,
+        &server,
+        &[
+            (CHECKSUM, &right),
+            (FILENAME, "name"),
+            (PERM, "0755"),
+            (UID, "3"),
+        ],
+    );
+    pinned.cache_key(&nobody(), 0).await.unwrap();
+    assert!(server.requests().is_empty());
+    let local = pinned.snapshot(&nobody()).await.unwrap().unwrap();
+    let mounted = local.local().unwrap().mount().await.unwrap();
+    let stat = mounted.path().join("name").metadata().unwrap();
+    assert_eq!(
+        (stat.mode() & 0o777, stat.uid(), stat.mtime()),
+        (0o755, 3, 0)
+    );
+    let wrong = digest_of(b"two").to_string();
+    let pinned = open(&place, &server, &[(CHECKSUM, &wrong)]);
+    let error = pinned.snapshot(&nobody()).await.unwrap_err().to_string();
+    assert!(error.starts_with("digest mismatch for http://"), "{error}");
+    place.cache.close().await;
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_told() {
+    let (place, server) = (place().await, Server::start().await);
+    let missing = open(&place, &server, &[]);
+    let error = missing.cache_key(&nobody(), 0).await.unwrap_err();
+    assert_eq!(error.to_string(), "invalid response status 404");
+    let secret = open(&place, &server, &[(AUTH_SECRET, "mine")]);
+    let error = secret.cache_key(&nobody(), 0).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failed to retrieve HTTP auth secret mine: not found"
+    );
+    place.cache.close().await;
+}
+
+#[test]
+fn keys_are_written_as_go_does() {
+    let header = [Header("Accept", "a/b".into())];
+    let text = Object::write(|object| object.field("Header", &header[..]));
+    assert_eq!(text, r#"{"Header":[{"Name":"Accept","Value":"a/b"}]}"#);
+    for (text, expected) in [
+        ("0644", Some(0o644)),
+        ("420", Some(420)),
+        ("0x1f", Some(31)),
+        ("0", Some(0)),
+        ("x", None),
+    ] {
+        assert_eq!(parse_number(text), expected, "{text}");
+    }
+}

@@ -1,0 +1,209 @@
+//! `docker-image://`: images in registries.
+//!
+//! The keys are BuildKit's (`source/containerimage/pull.go`): first one of the manifest's digest
+//! and the platform, then the chain of the layers, by which equal images meet.
+
+mod config;
+mod fetch;
+mod manifest;
+mod matching;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions, RecordType};
+use cooper_content::{Digest, digest_of};
+use cooper_llb::gojson::Object;
+use cooper_proto::pb;
+use cooper_registry::Reference;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
+
+pub use config::ResolvedConfig;
+pub use fetch::fetchers;
+pub use manifest::{ImageResolver, ResolveMode, Resolved};
+pub use matching::best as best_platform;
+
+use crate::{CacheKey, Identifier, Instance, Source, SourceContext, SourceError};
+
+const RESOLVE_MODE: &str = "image.resolvemode";
+const RECORD_TYPE: &str = "image.recordtype";
+const LAYER_LIMIT: &str = "image.layerlimit";
+const CHECKSUM: &str = "image.checksum";
+
+/// Images in registries.
+#[derive(Clone)]
+pub struct ImageSource {
+    cache: CacheManager,
+    resolver: ImageResolver,
+}
+
+impl ImageSource {
+    /// Keeps layers in `cache`, finds images through `resolver`.
+    pub fn new(cache: CacheManager, resolver: ImageResolver) -> Self {
+        Self { cache, resolver }
+    }
+}
+
+impl Source for ImageSource {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["docker-image"]
+    }
+
+    fn open(&self, id: Identifier) -> Result<Arc<dyn Instance>, SourceError> {
+        let reference = SourceError::reference(&id.reference)?;
+        let mode = match id.attr(RESOLVE_MODE) {
+            Some(mode) => ResolveMode::parse(mode).map_err(|e| id.invalid(RESOLVE_MODE, e))?,
+            None => ResolveMode::Default,
+        };
+        let layer_limit = match id.attr(LAYER_LIMIT).map(str::parse::<usize>) {
+            Some(Ok(limit)) if limit > 0 => Some(limit),
+            Some(Ok(_)) => return Err(id.invalid(LAYER_LIMIT, "invalid layer limit")),
+            Some(Err(error)) => return Err(id.invalid(LAYER_LIMIT, error)),
+            None => None,
+        };
+        let checksum = match id.attr(CHECKSUM).map(str::parse::<Digest>) {
+            Some(Ok(digest)) => Some(digest),
+            Some(Err(error)) => return Err(id.invalid(CHECKSUM, error)),
+            None => None,
+        };
+        let record_type = match id.attr(RECORD_TYPE) {
+            None | Some("regular") => RecordType::Regular,
+            Some("internal") => RecordType::Internal,
+            Some("frontend") => RecordType::Frontend,
+            Some(_) => return Err(id.invalid(RECORD_TYPE, "unknown record type")),
+        };
+        Ok(Arc::new(Image {
+            source: self.clone(),
+            reference,
+            mode,
+            layer_limit,
+            checksum,
+            record_type,
+            platform: id.platform,
+            found: OnceCell::new(),
+        }))
+    }
+}
+
+struct Image {
+    source: ImageSource,
+    reference: Reference,
+    mode: ResolveMode,
+    layer_limit: Option<usize>,
+    checksum: Option<Digest>,
+    record_type: RecordType,
+    platform: pb::Platform,
+    found: OnceCell<Arc<Resolved>>,
+}
+
+impl Image {
+    /// What the reference stands for; asked once.
+    async fn resolved(&self, cx: &SourceContext) -> Result<&Arc<Resolved>, SourceError> {
+        self.found
+            .get_or_try_init(|| async {
+                let status = cx
+                    .progress
+                    .status(&format!("resolve {}", self.reference), "");
+                let resolver = &self.source.resolver;
+                let found = resolver
+                    .resolve(&self.reference, &self.platform, self.mode, &cx.sessions)
+                    .await?;
+                if let Some(expected) = &self.checksum
+                    && found.root.digest() != expected
+                {
+                    return Err(SourceError::ImageChecksum {
+                        reference: self.reference.to_string(),
+                        found: Box::new(found.root.digest().clone()),
+                        expected: Box::new(expected.clone()),
+                    });
+                }
+                if let Some(limit) = self.layer_limit
+                    && limit > found.layers.len()
+                {
+                    return Err(SourceError::LayerLimit {
+                        limit,
+                        count: found.layers.len(),
+                    });
+                }
+                status.done();
+                Ok(found)
+            })
+            .await
+    }
+
+    /// The layers that are wanted.
+    fn layers<'a>(&self, found: &'a Resolved) -> &'a [Layer] {
+        &found.layers[..self.layer_limit.unwrap_or(found.layers.len())]
+    }
+
+    fn manifest_key(&self, found: &Resolved) -> Digest {
+        let platform = &self.platform;
+        let text = Object::write(|object| {
+            object.field("Digest", found.root.digest().as_ref());
+            object.field("OS", &platform.os);
+            object.field("Arch", &platform.architecture);
+            object.omit_empty("Variant", &platform.variant);
+            object.omit_empty("OSVersion", &platform.os_version);
+            object.omit_empty("OSFeatures", &platform.os_features);
+            if let Some(limit) = self.layer_limit {
+                object.field("Limit", &(limit as u64));
+            }
+        });
+        digest_of(text.as_bytes())
+    }
+}
+
+/// The chain id of layers, by the digests of their uncompressed form (OCI image-spec,
+/// config.md, "Layer ChainID"). `None` without layers.
+pub(crate) fn chain_id<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Option<Digest> {
+    let mut chain: Option<Digest> = None;
+    for diff_id in diff_ids {
+        chain = Some(match chain {
+            None => diff_id.clone(),
+            Some(parent) => {
+                cooper_content::digest_from(&Sha256::digest(format!("{parent} {diff_id}")))
+            }
+        });
+    }
+    chain
+}
+
+#[async_trait]
+impl Instance for Image {
+    async fn cache_key(&self, cx: &SourceContext, index: usize) -> Result<CacheKey, SourceError> {
+        let found = self.resolved(cx).await?;
+        let chain = chain_id(self.layers(found).iter().map(|layer| &layer.diff_id));
+        let (key, last) = match chain {
+            Some(chain) if index > 0 => (chain, true),
+            chain => (self.manifest_key(found), chain.is_none()),
+        };
+        Ok(CacheKey {
+            key: key.to_string(),
+            pin: found.root.digest().to_string(),
+            last,
+        })
+    }
+
+    async fn snapshot(&self, cx: &SourceContext) -> Result<Option<ImmutableRef>, SourceError> {
+        let found = self.resolved(cx).await?;
+        let mut current: Option<ImmutableRef> = None;
+        for layer in self.layers(found) {
+            let options = RecordOptions {
+                description: format!("pulled from {}", found.reference),
+                record_type: self.record_type,
+                ..RecordOptions::default()
+            };
+            let next = self
+                .source
+                .cache
+                .get_by_blob(current.as_ref(), layer.clone(), options)
+                .await?;
+            current = Some(next);
+        }
+        Ok(current)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+//! Where files come from: images in registries, folders of the client, downloads. Each kind is a
+//! [`Source`], found by the scheme of an identifier such as `docker-image://docker.io/library/alpine`.
+//!
+//! A source says what an identifier stands for now ([`Instance::cache_key`]) and brings it
+//! ([`Instance::snapshot`]). Images come lazily: their layers are known by their blobs and are
+//! fetched when somebody reads them.
+//!
+//! This crate refuses to know the graph, the solver and how layers are unpacked.
+//!
+//! ```
+//! use cooper_source::Identifier;
+//!
+//! let id = Identifier::parse("local://context", Default::default(), Default::default())?;
+//! assert_eq!((id.scheme.as_str(), id.reference.as_str()), ("local", "context"));
+//! # Ok::<_, cooper_source::SourceError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod http;
+pub mod image;
+pub mod local;
+mod source;
+#[cfg(test)]
+mod testing;
+
+pub use error::SourceError;
+pub use http::HttpSource;
+pub use image::{ImageResolver, ImageSource, ResolveMode, ResolvedConfig};
+pub use local::LocalSource;
+pub use source::{CacheKey, Identifier, Instance, Source, SourceContext, SourceRegistry};
