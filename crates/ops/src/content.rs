@@ -30,11 +30,14 @@ pub struct Selector {
     pub include: Vec<String>,
     /// What of a directory does not count.
     pub exclude: Vec<String>,
+    /// Paths below it, wildcards among them, that have to be there whatever is included.
+    pub required: Vec<String>,
 }
 
 impl Selector {
     fn is_plain(&self) -> bool {
-        !self.wildcard && self.include.is_empty() && self.exclude.is_empty()
+        let filters = [&self.include, &self.exclude, &self.required];
+        !self.wildcard && filters.iter().all(|filter| filter.is_empty())
     }
 }
 
@@ -100,17 +103,28 @@ impl ContentHash {
                 source: format!("{path}: no such file or directory").into(),
             });
         };
+        let checksum = |path: String, options: ChecksumOptions| async move {
+            let checksum = input.checksum(Path::new(&path), &options).await;
+            checksum.map_err(|source| OpsError::Checksum {
+                id: input.id().to_string(),
+                source: source.into(),
+            })
+        };
+        for required in &selector.required {
+            let required = pattern::clean(&format!("{path}/{required}"));
+            let options = ChecksumOptions {
+                wildcard: pattern::has_wildcards(&required),
+                ..ChecksumOptions::default()
+            };
+            checksum(required, options).await?;
+        }
         let options = ChecksumOptions {
             follow_links: selector.follow_links,
             wildcard: selector.wildcard,
             include: selector.include.clone(),
             exclude: selector.exclude.clone(),
         };
-        let checksum = input.checksum(Path::new(&path), &options).await;
-        checksum.map_err(|source| OpsError::Checksum {
-            id: input.id().to_string(),
-            source: source.into(),
-        })
+        checksum(path, options).await
     }
 }
 

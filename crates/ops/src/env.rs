@@ -79,6 +79,9 @@ impl Env {
         sessions: &Group,
         progress: &VertexProgress,
     ) -> Result<LocalRef, OpsError> {
+        if let Some(local) = output.local() {
+            return Ok(local);
+        }
         let filler = self.filler(sessions, progress);
         Ok(output.localize(&filler).await?)
     }

@@ -96,6 +96,7 @@ impl<'a> Rules<'a> {
         let from = follow(source, named, action.follow_symlink).map_err(failed("lstat", named))?;
         let to = self.destination()?;
         let stat = source.lstat(&from).map_err(failed("lstat", named))?;
+        self.has_required(source, &from)?;
         let to = self.place(&stat, path, to)?;
         let parent = if action.dir_copy_contents && is_dir(&stat) && !exists(target, &to)? {
             to.clone()
@@ -121,6 +122,24 @@ impl<'a> Rules<'a> {
             return Err("context canceled".into());
         }
         copied.map_err(|error| worded(&clean, &error))
+    }
+
+    /// Whether the paths are there that have to be, below what is copied.
+    fn has_required(&self, source: &Root, from: &Path) -> Result<(), Failure> {
+        for required in &self.action.required_paths {
+            let path = pattern::clean(&format!("/{}/{required}", from.display()));
+            let missing = || format!("{path:?}: not found");
+            let found = wildcards(source, &path, false)?;
+            if found.is_empty() {
+                return Err(missing());
+            }
+            for path in &found {
+                exists(source, Path::new(path))?
+                    .then_some(())
+                    .ok_or_else(missing)?;
+            }
+        }
+        Ok(())
     }
 
     /// The destination with its links followed; the directories above it, and it itself if it

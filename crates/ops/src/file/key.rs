@@ -94,6 +94,7 @@ fn look(action: &pb::FileAction, inputs: usize, looks: &mut Looks) -> Result<Str
                     follow_links: copy.follow_symlink,
                     include: copy.include_patterns.clone(),
                     exclude: copy.exclude_patterns.clone(),
+                    required: copy.required_paths.clone(),
                 });
                 copy.src = paths::base(&copy.src);
             }

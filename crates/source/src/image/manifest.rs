@@ -12,7 +12,7 @@ use cooper_registry::{Reference, Registry};
 use cooper_session::Group;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
@@ -361,9 +361,20 @@ fn layers(
     config: &[u8],
 ) -> Result<Vec<Layer>, SourceError> {
     let digest = manifest.config().digest();
-    let image: ImageConfiguration =
+    // Only what is needed of it: configurations in the wild lack what the specification wants.
+    #[derive(Default, Deserialize)]
+    struct Rootfs {
+        #[serde(default)]
+        diff_ids: Vec<Digest>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        rootfs: Rootfs,
+    }
+    let config: Config =
         serde_json::from_slice(config).map_err(|error| malformed("image config", digest, error))?;
-    let diff_ids = image.rootfs().diff_ids();
+    let diff_ids = config.rootfs.diff_ids;
     if diff_ids.len() != manifest.layers().len() {
         return Err(malformed(
             "manifest",
@@ -378,20 +389,16 @@ fn layers(
     if diff_ids.len() > MAX_LAYERS {
         return Err(malformed("manifest", digest, "it has too many layers"));
     }
-    diff_ids
-        .iter()
+    let layer = |(diff_id, descriptor): (Digest, &Descriptor)| Layer {
+        descriptor: descriptor.clone(),
+        diff_id,
+        sources: vec![reference.to_string()],
+    };
+    Ok(diff_ids
+        .into_iter()
         .zip(manifest.layers())
-        .map(|(diff_id, descriptor)| {
-            let diff_id = diff_id
-                .parse()
-                .map_err(|error| malformed("image config", digest, error))?;
-            Ok(Layer {
-                descriptor: descriptor.clone(),
-                diff_id,
-                sources: vec![reference.to_string()],
-            })
-        })
-        .collect()
+        .map(layer)
+        .collect())
 }
 
 #[cfg(test)]

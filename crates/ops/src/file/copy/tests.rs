@@ -162,6 +162,11 @@ fn failures_are_worded_as_buildkit_does() {
     };
     pair.copy(&replace).unwrap();
     assert!(pair.to("dir/file").is_file());
+    let required = pb::FileActionCopy {
+        required_paths: vec!["y".into(), "none".into()],
+        ..action("/tree", "/required")
+    };
+    assert_eq!(failed(&required), r#""/tree/none": not found"#);
     let pattern = pb::FileActionCopy {
         exclude_patterns: vec!["[".into()],
         ..action("/tree", "/")
