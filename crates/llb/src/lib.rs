@@ -6,12 +6,14 @@
 //! This crate refuses to know how anything is built or cached; it only says what the bytes that
 //! a cache key is made of look like.
 //!
-//! Modules in reading order: [`load`](fn@load), [`platform`], [`caps`].
+//! Modules in reading order: [`load`](fn@load), [`build`], [`platform`], [`caps`].
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod caps;
 mod digest;
 mod error;
+pub mod gojson;
 mod graph;
 mod load;
 mod name;
