@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -374,4 +375,104 @@ async fn a_directory_that_is_not_there_is_an_error_at_both_ends() {
     let result = sync_with(tree, to.path(), Options::default()).await;
     let error = result.err().unwrap().to_string();
     assert_eq!(error, "error from sender: open : no such file or directory");
+}
+
+/// What happens to one path of a tree between two syncs.
+#[derive(Clone, Debug)]
+enum Act {
+    Remove,
+    Dir(u32),
+    File(u8, u32),
+    Link(u8),
+    HardLink(u8),
+    Touch,
+}
+
+const PLACES: [&str; 9] = ["a", "a/a", "a/a/b", "a/b", "a-b", "a.b", "b", "b/a", "c"];
+
+fn act(root: &Path, place: usize, act: &Act) {
+    let path = root.join(PLACES[place]);
+    if path.parent().unwrap().is_symlink() || !path.parent().unwrap().is_dir() {
+        return;
+    }
+    let clear = || {
+        let _ = fs::remove_dir_all(&path);
+        let _ = fs::remove_file(&path);
+    };
+    let other = |index: u8| root.join(PLACES[usize::from(index) % PLACES.len()]);
+    match act {
+        Act::Remove => clear(),
+        Act::Dir(mode) => {
+            if !path.is_dir() || path.is_symlink() {
+                clear();
+                fs::create_dir(&path).unwrap();
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        Act::File(byte, mode) => {
+            clear();
+            fs::write(&path, vec![*byte; usize::from(*byte) * 300]).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        Act::Link(target) => {
+            clear();
+            symlink(PLACES[usize::from(*target) % PLACES.len()], &path).unwrap();
+        }
+        Act::HardLink(target) => {
+            let target = other(*target);
+            if target.is_file() && !target.is_symlink() && target != path {
+                clear();
+                // The target may have been below what was cleared.
+                let _ = fs::hard_link(target, &path);
+            }
+        }
+        Act::Touch => {
+            if let Ok(file) = fs::OpenOptions::new().append(true).open(&path) {
+                io::Write::write_all(&mut &file, b"more").unwrap();
+            }
+        }
+    }
+}
+
+mod changes {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn acts() -> impl Strategy<Value = Vec<(usize, Act)>> {
+        let mode = prop::sample::select(vec![0o644, 0o755, 0o4711, 0o700]);
+        let one = prop_oneof![
+            Just(Act::Remove),
+            mode.clone().prop_map(Act::Dir),
+            (any::<u8>(), mode).prop_map(|(byte, mode)| Act::File(byte, mode)),
+            any::<u8>().prop_map(Act::Link),
+            any::<u8>().prop_map(Act::HardLink),
+            Just(Act::Touch),
+        ];
+        prop::collection::vec((0..PLACES.len(), one), 0..12)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever changed since the last sync, the next one makes both sides equal, and the
+        /// one after that sends nothing.
+        #[test]
+        fn any_changes_are_followed(rounds in prop::collection::vec(acts(), 1..4)) {
+            let dir = || tempfile::tempdir_in("/dev/shm").unwrap();
+            let (from, to) = (dir(), dir());
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            for round in rounds {
+                for (place, change) in &round {
+                    act(from.path(), *place, change);
+                }
+                runtime.block_on(async {
+                    sync(from.path(), to.path()).await;
+                    same(from.path(), to.path());
+                    let log = sync(from.path(), to.path()).await;
+                    assert!(log.paths().is_empty(), "{:?}", log.paths());
+                });
+            }
+        }
+    }
 }
