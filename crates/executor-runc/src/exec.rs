@@ -78,7 +78,7 @@ fn start(
         .runtime
         .exec(&container.id, &container.dir, &config, &pid_file);
     let stdio = Stdio::connect(&mut process, &mut command)?;
-    let spawned = shared.spawner.spawn(command)?;
+    let spawned = spawn::spawn(command)?;
     let exec = Arc::new(Exec {
         config,
         pid_file,

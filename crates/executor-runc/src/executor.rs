@@ -20,7 +20,7 @@ use crate::bundle::Bundle;
 use crate::container::{self, Container, Handle};
 use crate::group::Group;
 use crate::runtime::Runtime;
-use crate::spawn::Spawner;
+use crate::spawn;
 use crate::stdio::Stdio;
 use crate::sweep;
 
@@ -43,7 +43,6 @@ pub(crate) struct Shared {
     hierarchies: Arc<Hierarchies>,
     capabilities: Capabilities,
     pub(crate) runtime: Runtime,
-    pub(crate) spawner: Spawner,
     /// The owners of containers.
     tracker: TaskTracker,
     /// No more containers, and those that are there have to go.
@@ -67,7 +66,6 @@ impl RuncExecutor {
         let hierarchies = Arc::new(hierarchies);
         sweep::sweep(&bundles, &runtime, &hierarchies);
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let spawner = Spawner::new().map_err(ExecError::process("start a thread"))?;
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -75,7 +73,6 @@ impl RuncExecutor {
                 hierarchies,
                 capabilities: Capabilities::effective(&status),
                 runtime,
-                spawner,
                 tracker: TaskTracker::new(),
                 closing: CancellationToken::new(),
             }),
@@ -147,7 +144,7 @@ impl Shared {
         let mut command = self.runtime.run(&id, bundle.dir(), &pid_file);
         let stdio = Stdio::connect(&mut process, &mut command)?;
         let group = Group::new(self.hierarchies.clone(), &context.cgroup(&spec));
-        let spawned = self.spawner.spawn(command)?;
+        let spawned = spawn::spawn(command)?;
         let container = Arc::new(Container {
             id,
             group,

@@ -72,11 +72,7 @@ impl Group {
             }
             for pid in left {
                 if let Ok(pidfd) = PidFd::open(pid) {
-                    let mut poll = [rustix::event::PollFd::new(
-                        &pidfd,
-                        rustix::event::PollFlags::IN,
-                    )];
-                    let _ = rustix::event::poll(&mut poll, None);
+                    let _ = spawn::ended_blocking(&pidfd);
                 }
             }
         }

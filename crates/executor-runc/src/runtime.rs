@@ -1,10 +1,12 @@
 //! The runtime's command line.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cooper_executor::ExecError;
+use cooper_sys::PidFd;
 
 /// What is looked for when nothing is configured, in BuildKit's order.
 const CANDIDATES: [&str; 2] = ["buildkit-runc", "runc"];
@@ -69,6 +71,25 @@ impl Runtime {
         command
     }
 
+    /// The processes of the runtime that an earlier process on the same root started.
+    pub(crate) fn strays(&self) -> Vec<PidFd> {
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter_map(|pid: u32| {
+            // Opened before it is looked at: the number may be another's afterwards.
+            let found = PidFd::open(pid).ok()?;
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let args: Vec<_> = line.split(|byte| *byte == 0).collect();
+            let state = self.state.as_os_str().as_bytes();
+            args.windows(2)
+                .any(|pair| pair == [b"--root".as_slice(), state])
+                .then_some(found)
+        })
+        .collect()
+    }
+
     fn command(&self, dir: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command
@@ -76,8 +97,7 @@ impl Runtime {
             .arg(&self.state)
             .arg("--log")
             .arg(dir.join("log.json"))
-            .args(["--log-format", "json"])
-            .current_dir("/");
+            .args(["--log-format", "json"]);
         // What systemd tells us is not for containers; the runtime would pass it on.
         for name in [
             "NOTIFY_SOCKET",

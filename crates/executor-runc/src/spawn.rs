@@ -1,80 +1,48 @@
-//! Processes of the runtime, which die with this process.
+//! Processes of the runtime.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::Arc;
 
 use cooper_executor::ExecError;
 use cooper_sys::PidFd;
+use rustix::event::{PollFd, PollFlags};
 use tokio::io::Interest;
 
-/// The thread that spawns. The kernel ties the death of a child to the death of the thread that
-/// made it, and the threads of an async runtime come and go.
-#[derive(Debug)]
-pub(crate) struct Spawner {
-    jobs: Mutex<mpsc::Sender<Job>>,
-}
-
-type Job = (Command, mpsc::SyncSender<io::Result<Spawned>>);
-
-/// A process, and the means to signal it that do not hit another.
+/// A process of the runtime, and the means to signal it that do not hit another.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     child: Child,
     pidfd: Arc<PidFd>,
 }
 
-impl Spawner {
-    pub(crate) fn new() -> io::Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>();
-        std::thread::Builder::new()
-            .name("runtime-spawner".into())
-            .spawn(move || {
-                for (command, reply) in queue {
-                    // Nobody waits any more: the process must not run.
-                    if let Err(mpsc::SendError(Ok(mut spawned))) = reply.send(spawn(command)) {
-                        let _ = spawned.child.kill();
-                        let _ = spawned.child.wait();
-                    }
-                }
-            })?;
-        Ok(Self {
-            jobs: Mutex::new(jobs),
-        })
-    }
-
-    /// Spawns. Blocks for as long as fork and exec take.
-    pub(crate) fn spawn(&self, command: Command) -> Result<Spawned, ExecError> {
-        let name = command.get_program().display().to_string();
-        let (reply, answer) = mpsc::sync_channel(1);
-        let gone = || io::Error::other("the spawning thread is gone");
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = jobs.send((command, reply)).map_err(|_| gone());
-        drop(jobs);
-        let spawned = sent.and_then(|()| answer.recv().map_err(|_| gone())?);
-        spawned.map_err(ExecError::process(format!("start {name}")))
-    }
-}
-
-// Takes the command: with it go this process's copies of the child's descriptors.
-fn spawn(mut command: Command) -> io::Result<Spawned> {
+/// Starts a process. Takes the command: with it go this process's copies of the child's
+/// descriptors.
+///
+/// Nothing is asked for that the standard library must do between fork and exec: then it need
+/// not fork, which for a process with a hundred megabytes takes as long as all the rest.
+/// [`crate::sweep`] looks for the runtime's processes that outlive this one.
+pub(crate) fn spawn(mut command: Command) -> Result<Spawned, ExecError> {
+    let name = command.get_program().display().to_string();
     // Signals of a terminal that we are started from are for us.
     command.process_group(0);
-    cooper_sys::die_with_parent(&mut command);
-    let mut child = command.spawn()?;
-    match PidFd::open(child.id()) {
-        Ok(pidfd) => Ok(Spawned {
-            child,
-            pidfd: Arc::new(pidfd),
-        }),
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
+    let mut spawn = || {
+        let mut child = command.spawn()?;
+        match PidFd::open(child.id()) {
+            Ok(pidfd) => Ok(Spawned {
+                child,
+                pidfd: Arc::new(pidfd),
+            }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
         }
-    }
+    };
+    spawn().map_err(ExecError::process(format!("start {name}")))
 }
 
 impl Spawned {
@@ -98,6 +66,13 @@ pub(crate) async fn ended(pidfd: &PidFd) -> io::Result<()> {
     let own = pidfd.as_fd().try_clone_to_owned()?;
     let ready = cooper_sys::watch(own, Interest::READABLE)?;
     ready.readable().await?.retain_ready();
+    Ok(())
+}
+
+/// As [`ended`], on a thread that may block.
+pub(crate) fn ended_blocking(pidfd: &PidFd) -> io::Result<()> {
+    let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut poll, None)?;
     Ok(())
 }
 

@@ -9,10 +9,15 @@ use oci_spec::runtime::Spec;
 
 use crate::group::Group;
 use crate::runtime::Runtime;
+use crate::spawn;
 
-/// Kills every container that has a bundle, and removes all that belongs to it. The runtime's
-/// own processes died with the earlier process, and so none can be just being made.
+/// Kills every container that has a bundle, and removes all that belongs to it.
 pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarchies>) {
+    // The runtime's processes first, so that no container is just being made.
+    for stray in runtime.strays() {
+        let _ = stray.signal(9);
+        let _ = spawn::ended_blocking(&stray);
+    }
     let Ok(entries) = std::fs::read_dir(bundles) else {
         return;
     };

@@ -96,6 +96,12 @@ async fn what_a_killed_process_left_is_removed() {
         let left = std::fs::read_dir(dir.path().join("executor").join(left));
         assert_eq!(left.unwrap().count(), 0);
     }
+    // Neither is the runtime itself there any more.
+    let dir = dir.path().display().to_string();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let line = std::fs::read_to_string(entry.unwrap().path().join("cmdline"));
+        assert!(!line.is_ok_and(|line| line.contains(&dir)));
+    }
     executor.close().await;
     hierarchies.remove(&parent).unwrap();
 }

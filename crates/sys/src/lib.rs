@@ -16,7 +16,6 @@
 //! ```
 
 pub mod cgroup;
-mod child;
 pub mod copy;
 mod lock;
 pub mod mount;
@@ -25,7 +24,6 @@ mod root;
 mod sync;
 mod watch;
 
-pub use child::die_with_parent;
 pub use lock::FileLock;
 pub use mount::{MountGuard, MountPoint};
 pub use pidfd::PidFd;
