@@ -1,5 +1,7 @@
 //! Whole graphs through the solver, with a cache in a folder and an executor that only pretends.
 
+mod images;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
