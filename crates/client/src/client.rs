@@ -1,6 +1,8 @@
 //! The connection, and the calls that need no session.
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use cooper_proto::MAX_MESSAGE_SIZE;
 use cooper_proto::control::control_client::ControlClient;
@@ -13,6 +15,7 @@ use cooper_session::serve::{self, Services};
 use cooper_session::{SessionMeta, Tunnel};
 use futures::{Stream, StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
@@ -67,9 +70,28 @@ impl Client {
         })
     }
 
-    /// A client on a channel that is there already.
-    pub fn on(channel: Channel) -> Self {
-        Self { channel }
+    /// A client of the daemon at the other end of `io`. When that ends, so do the calls.
+    ///
+    /// # Errors
+    /// The other end does not speak HTTP/2.
+    pub async fn over<I>(io: I) -> Result<Self, ClientError>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let io = Mutex::new(Some(io));
+        let dial = tower::service_fn(move |_| {
+            let io = io.lock().ok().and_then(|mut io| io.take());
+            let gone = || io::Error::other("the connection is closed");
+            async move { io.map(TokioIo::new).ok_or_else(gone) }
+        });
+        let channel = endpoint(Endpoint::from_static("http://localhost"))
+            .connect_with_connector(dial)
+            .await;
+        let channel = channel.map_err(|source| ClientError::Connect {
+            address: "the daemon".to_owned(),
+            source,
+        })?;
+        Ok(Self { channel })
     }
 
     /// The Control service as it is on the wire.
