@@ -1,7 +1,7 @@
 //! Snapshots on overlayfs: each is the folder of its own changes, and a mount stacks them.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -79,6 +79,20 @@ impl OverlaySnapshotter {
         };
         tree::remove(&folder)?;
         result
+    }
+
+    /// Makes a work folder that no mount has had. Those of an earlier process are still there:
+    /// what is in them is not known, so they are passed over.
+    fn fresh_work(&self, below: &Path) -> Result<PathBuf, SnapshotError> {
+        loop {
+            let number = self.work.fetch_add(1, Ordering::Relaxed);
+            let work = below.join(number.to_string());
+            match std::fs::create_dir(&work) {
+                Ok(()) => return Ok(work),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io("make", &work)(error)),
+            }
+        }
     }
 
     async fn make(
@@ -181,10 +195,7 @@ impl Snapshotter for OverlaySnapshotter {
         } else {
             // A work folder of its own for each mount: a volatile one leaves a mark that
             // forbids the next (Documentation/filesystems/overlayfs.rst, "Volatile mount").
-            let work = folder
-                .join("work")
-                .join(self.work.fetch_add(1, Ordering::Relaxed).to_string());
-            std::fs::create_dir(&work).map_err(io("make", &work))?;
+            let work = self.fresh_work(&folder.join("work"))?;
             options.push(format!("upperdir={}", top.display()));
             options.push(format!("workdir={}", work.display()));
             options.extend(fixed(self.options));
@@ -260,5 +271,11 @@ mod tests {
             assert!(mounted.path().join("first").exists());
             mounted.close().unwrap();
         }
+        // Another process begins to count anew.
+        let again = OverlaySnapshotter {
+            work: Arc::default(),
+            ..snapshots.clone()
+        };
+        again.mounts(&key).await.unwrap();
     }
 }

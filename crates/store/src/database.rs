@@ -212,20 +212,38 @@ impl Store {
         result
     }
 
-    /// Makes everything that is committed now survive the death of the machine: calls `sync`,
-    /// which has to make the files durable that the rows speak of, then writes the watermark
-    /// with a synced commit. Returns the watermark. Writers wait meanwhile.
+    /// Makes everything that is committed now survive the death of the machine: calls `sync`
+    /// where it may block, which has to make the files durable that the rows speak of, then
+    /// writes the watermark with a synced commit. Returns the watermark. Writers go on meanwhile;
+    /// what they write is above the watermark.
     pub async fn checkpoint(
         &self,
         boot: &str,
         sync: impl FnOnce() -> std::io::Result<()> + Send + 'static,
     ) -> Result<Seq, StoreError> {
         let (done, receiver) = oneshot::channel();
-        let message = Message::Checkpoint {
-            boot: boot.to_owned(),
-            sync: Box::new(sync),
-            done,
-        };
+        self.inner.writer.send(Message::Last(done))?;
+        let seq = receiver.await.map_err(|_| StoreError::Closed)?;
+        // The files first: a row that survives must not speak of a file that did not.
+        let synced = tokio::task::spawn_blocking(sync).await;
+        synced
+            .map_err(std::io::Error::other)
+            .and_then(|result| result)
+            .map_err(StoreError::Durable)?;
+        self.durable(Some((boot.to_owned(), seq))).await?;
+        Ok(seq)
+    }
+
+    /// Makes the rows that are committed now survive the death of the machine, without a word
+    /// on files: the watermark stays where it is. For a deletion that has to be durable before
+    /// what the row stood for is changed.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.durable(None).await
+    }
+
+    async fn durable(&self, watermark: Option<(String, Seq)>) -> Result<(), StoreError> {
+        let (done, receiver) = oneshot::channel();
+        let message = Message::Durable { watermark, done };
         self.inner.writer.send(message)?;
         receiver.await.map_err(|_| StoreError::Closed)?
     }
@@ -370,6 +388,41 @@ mod tests {
         let (store, dropped) = open(dir.path(), "two");
         assert_eq!(dropped, []);
         assert_eq!(store.read(|tx| tx.get(&T, "new")).unwrap(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_flush_moves_no_watermark() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "one");
+        store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
+        let mark = store.checkpoint("one", || Ok(())).await.unwrap();
+        store.write(|tx| tx.put(&T, "lost", &1)).await.unwrap();
+        store.write(|tx| tx.delete(&T, "safe")).await.unwrap();
+        store.flush().await.unwrap();
+        drop(store);
+        let (store, dropped) = open(dir.path(), "two");
+        assert_eq!(dropped.len(), 1, "above {mark}");
+        assert!(!store.read(|tx| tx.has(&T, "safe")).unwrap());
+    }
+
+    #[tokio::test]
+    async fn writers_go_on_during_a_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "one");
+        store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let checkpoint =
+            store.checkpoint("one", move || wait.recv().map_err(std::io::Error::other));
+        let writer = async {
+            store.write(|tx| tx.put(&T, "late", &1)).await.unwrap();
+            go.send(()).unwrap();
+        };
+        let (mark, ()) = tokio::join!(checkpoint, writer);
+        mark.unwrap();
+        drop(store);
+        let (_, dropped) = open(dir.path(), "two");
+        assert_eq!(dropped.len(), 1);
+        assert_eq!(dropped[0].key, "late");
     }
 
     #[tokio::test]

@@ -21,15 +21,14 @@ pub(crate) trait Job: Send {
 
 pub(crate) enum Message {
     Job(Box<dyn Job>),
-    Checkpoint {
-        boot: String,
-        sync: Sync,
-        done: oneshot::Sender<Result<Seq, StoreError>>,
+    /// Asks for the number of the last commit.
+    Last(oneshot::Sender<Seq>),
+    /// Makes everything committed so far durable, and sets the watermark when there is one.
+    Durable {
+        watermark: Option<(String, Seq)>,
+        done: oneshot::Sender<Result<(), StoreError>>,
     },
 }
-
-/// Makes the files that the rows speak of durable.
-pub(crate) type Sync = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
 
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -84,8 +83,11 @@ fn serve(mut connection: Connection, mut seq: Seq, receiver: &Receiver<Message>)
                 }
                 seq = group(&mut connection, seq, jobs);
             }
-            Message::Checkpoint { boot, sync, done } => {
-                let _ = done.send(checkpoint(&mut connection, seq, &boot, sync));
+            Message::Last(done) => {
+                let _ = done.send(seq);
+            }
+            Message::Durable { watermark, done } => {
+                let _ = done.send(durable(&mut connection, watermark));
             }
         }
     }
@@ -120,14 +122,11 @@ fn group(connection: &mut Connection, seq: Seq, mut jobs: Vec<Box<dyn Job>>) -> 
     next
 }
 
-fn checkpoint(
+/// One synced commit: it takes all earlier ones with it, because they are in the same log.
+fn durable(
     connection: &mut Connection,
-    seq: Seq,
-    boot: &str,
-    sync: Sync,
-) -> Result<Seq, StoreError> {
-    // The files first: a row that survives must not speak of a file that did not.
-    sync().map_err(StoreError::Durable)?;
+    watermark: Option<(String, Seq)>,
+) -> Result<(), StoreError> {
     let failed = |source| StoreError::Sql {
         table: "meta",
         source,
@@ -135,13 +134,25 @@ fn checkpoint(
     connection
         .pragma_update(None, "synchronous", "FULL")
         .map_err(failed)?;
-    let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES ('watermark', ?1), ('boot', ?2)";
-    let written = connection.execute(sql, (seq.to_string(), boot));
+    let written = match watermark {
+        Some((boot, seq)) => {
+            let sql = "INSERT INTO meta (name, value) VALUES ('watermark', ?1), ('boot', ?2) \
+                       ON CONFLICT (name) DO UPDATE SET value = CASE \
+                       WHEN name = 'watermark' AND CAST(value AS INTEGER) > CAST(excluded.value AS INTEGER) \
+                       THEN value ELSE excluded.value END";
+            connection.execute(sql, (seq.to_string(), boot))
+        }
+        None => {
+            let sql = "INSERT INTO meta (name, value) VALUES ('flushes', '1') \
+                       ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1";
+            connection.execute(sql, [])
+        }
+    };
     connection
         .pragma_update(None, "synchronous", "NORMAL")
         .map_err(failed)?;
     written.map_err(failed)?;
-    Ok(seq)
+    Ok(())
 }
 
 /// A [`Job`] from a function and a channel for its result.

@@ -1,0 +1,152 @@
+//! The content hash: digests of files and trees, equal to those of BuildKit's
+//! `cache/contenthash` byte by byte, because cache keys are made of them.
+//!
+//! A file's digest is of a tar header without name and times, and of its content ([`file`]). A
+//! directory's is of its own header and of the names and digests of what is in it ([`tree`]).
+//! With wildcards or patterns it is of the paths that they choose ([`select`]).
+
+mod cache;
+mod file;
+mod saved;
+mod scan;
+mod select;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use cooper_content::{Digest, digest_from};
+use cooper_snapshot::Mount;
+
+pub(crate) use cache::HashCache;
+pub use file::{FileHasher, FileStat, file_digest};
+pub(crate) use tree::Tree;
+pub use tree::{EntryKind, HashedChange};
+
+use crate::record::Stage;
+use crate::{CacheError, LocalRef};
+use scan::{Failure, Scan};
+
+/// Paths of a tree at most for a walk over it to be done at once, on an async thread.
+const SMALL: usize = 500;
+
+/// What of a path is hashed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChecksumOptions {
+    /// Follow a symbolic link that the path itself is; those on the way are always followed.
+    pub follow_links: bool,
+    /// The path has wildcards, in the manner of Go's `path.Match`.
+    pub wildcard: bool,
+    /// Only what these patterns match, relative to the path.
+    pub include: Vec<String>,
+    /// Not what these patterns match, relative to the path.
+    pub exclude: Vec<String>,
+}
+
+impl ChecksumOptions {
+    fn is_plain(&self) -> bool {
+        !self.wildcard && self.include.is_empty() && self.exclude.is_empty()
+    }
+}
+
+/// Says to a blocking thread that nobody waits for it any more.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(crate) async fn checksum(
+    local: &LocalRef,
+    path: &Path,
+    options: &ChecksumOptions,
+) -> Result<Digest, CacheError> {
+    let shared = local.shared();
+    let id = local.read(|entry| match &entry.record.state {
+        // What is sealed over a snapshot has the hashes of who wrote it.
+        Stage::Sealed { origin } => origin.clone(),
+        _ => local.id().clone(),
+    });
+    let slot = shared.hashes.get(&id)?;
+    // What is known of a small tree needs no thread and no mount.
+    // The lock ends with the block: the thread takes it.
+    let at_once = {
+        match slot.tree.try_lock() {
+            Ok(mut tree) if tree.nodes().len() <= SMALL => {
+                Some(run(&mut tree, &mut Scan::without_disk(), path, options))
+            }
+            _ => None,
+        }
+    };
+    let result = match at_once {
+        Some(result) => result,
+        None => in_thread(local, &slot, None, path, options).await?,
+    };
+    let result = match result {
+        Err(Failure::NeedsDisk) => {
+            let mounts = local.mounts().await?;
+            let result = in_thread(local, &slot, Some(mounts), path, options).await?;
+            shared.touch();
+            result
+        }
+        result => result,
+    };
+    match result {
+        Ok(digest) => Ok(digest),
+        Err(Failure::Cache(error)) => Err(error),
+        Err(Failure::NeedsDisk) => Err(CacheError::Closed),
+    }
+}
+
+/// Runs on a thread that may block; with `mounts` it can look at the disk.
+async fn in_thread(
+    local: &LocalRef,
+    slot: &Arc<cache::Slot>,
+    mounts: Option<Vec<Mount>>,
+    path: &Path,
+    options: &ChecksumOptions,
+) -> Result<Result<Digest, Failure>, CacheError> {
+    let cancel = Cancel(Arc::default());
+    let mut scan = match mounts {
+        Some(mounts) => Scan::on(mounts, local.shared().mounts.clone(), cancel.0.clone()),
+        None => Scan::without_disk(),
+    };
+    let (path, options) = (path.to_owned(), options.clone());
+    // The handle keeps the mounts good as long as the thread runs.
+    let (pin, slot) = (local.clone(), slot.clone());
+    let hashing = tokio::task::spawn_blocking(move || {
+        let mut tree = slot.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = run(&mut tree, &mut scan, &path, &options);
+        tree.dirty |= scan.has_changed();
+        drop(pin);
+        result
+    });
+    hashing.await.map_err(|source| CacheError::Thread {
+        id: local.id().to_string(),
+        source,
+    })
+}
+
+/// The checksum over `tree`, which learns from `scan` what it does not know.
+fn run(
+    tree: &mut Tree,
+    scan: &mut Scan,
+    path: &Path,
+    options: &ChecksumOptions,
+) -> Result<Digest, Failure> {
+    if !options.is_plain() {
+        return select::checksum(tree, scan, path, options);
+    }
+    let key = tree::key_of(path);
+    let (found, there) = scan.resolve(tree, &key, options.follow_links)?;
+    if !there {
+        let path = tree::path_of(&key);
+        return Err(CacheError::PathNotFound { path }.into());
+    }
+    Ok(digest_from(&scan.digest(tree, &found)?))
+}

@@ -1,0 +1,150 @@
+//! Bringing lazy refs to disk.
+
+use async_trait::async_trait;
+use cooper_snapshot::{ActiveKey, Mount, SnapshotName};
+
+use crate::core::Handed;
+use crate::error::snapshot;
+use crate::lease::{Lease, Work};
+use crate::record::Stage;
+use crate::{CacheError, ImmutableRef, Layer, LocalRef, RefId};
+
+/// Why a layer could not be brought.
+pub type FillError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Brings the content of layers: fetches, verifies and unpacks. Given by those who know where
+/// layers come from.
+#[async_trait]
+pub trait Fill: Send + Sync {
+    /// Says which layers will be wanted, the lowest first, so that they can be fetched while
+    /// others are unpacked. Dropping the `Fill` ends it.
+    fn prefetch(&self, layers: &[Layer]) {
+        let _ = layers;
+    }
+
+    /// Unpacks `layer` into `mounts`, which show what the layers below it made.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, what was unpacked is thrown away.
+    async fn fill(&self, layer: &Layer, mounts: &[Mount]) -> Result<(), FillError>;
+}
+
+impl ImmutableRef {
+    /// Brings the ref and what it stands on to disk, the lowest first. Two callers who want the
+    /// same ref share the work: one of them does it, and when it gives up the other goes on
+    /// with its own `fill`.
+    ///
+    /// # Cancel safety
+    /// Refs that are whole by then stay, what was begun is removed by the keeper.
+    pub async fn localize(&self, fill: &dyn Fill) -> Result<LocalRef, CacheError> {
+        if let Some(local) = self.local() {
+            return Ok(local);
+        }
+        let chain = self.chain();
+        let missing: Vec<&ImmutableRef> = chain.iter().filter(|one| !one.is_local()).collect();
+        let wanted = missing.iter().filter(|one| one.twin().is_none());
+        let layers: Vec<Layer> = wanted.filter_map(|one| one.layer()).collect();
+        fill.prefetch(&layers);
+        for one in missing {
+            Box::pin(one.bring(fill)).await?;
+        }
+        self.local().ok_or_else(|| CacheError::NotFound {
+            id: self.id().clone(),
+        })
+    }
+
+    /// Brings this ref alone; what it stands on is on disk.
+    async fn bring(&self, fill: &dyn Fill) -> Result<(), CacheError> {
+        let turn = self.read(|entry| entry.turn.clone());
+        let _turn = turn.lock().await;
+        if self.is_local() || self.adopt().await? {
+            return Ok(());
+        }
+        let shared = self.shared();
+        let layer = self.layer().ok_or_else(|| CacheError::NoLayer {
+            id: self.id().clone(),
+        })?;
+        let below = match self.parent() {
+            Some(parent) => {
+                let local = parent.local().ok_or_else(|| CacheError::NotFound {
+                    id: parent.id().clone(),
+                })?;
+                Some(SnapshotName::new(shared.committed_name(&local).await?))
+            }
+            None => None,
+        };
+        // Names of this attempt alone: a later one does not meet what is left of it.
+        let text = RefId::random().to_string();
+        let (key, name) = (ActiveKey::new(&*text), SnapshotName::new(&*text));
+        let work = Work {
+            name: Some(text.clone()),
+            ..Work::new(text.clone())
+        };
+        let lease = Lease::new(shared, work)?;
+        let attempt = "make the snapshot";
+        let snapshotter = &shared.snapshotter;
+        snapshotter
+            .prepare(&key, below.as_ref())
+            .await
+            .map_err(snapshot(attempt, self.id()))?;
+        let mounts = snapshotter.mounts(&key).await;
+        let mounts = mounts.map_err(snapshot("mount the snapshot", self.id()))?;
+        fill.fill(&layer, &mounts)
+            .await
+            .map_err(|source| CacheError::Fill {
+                id: self.id().clone(),
+                source,
+            })?;
+        snapshotter
+            .commit(&key, &name)
+            .await
+            .map_err(snapshot("commit the snapshot", self.id()))?;
+        let finish = lease.finish();
+        self.on_disk(text, None, finish).await
+    }
+
+    /// A ref on disk with the same content in other blobs, and the name of its snapshot.
+    fn twin(&self) -> Option<(RefId, String)> {
+        let state = self.shared().state();
+        let (content, _) = state.get(self.id())?.chains.as_ref()?;
+        state.local_twin(content, self.id())
+    }
+
+    /// Takes the snapshot of such a ref, when there is one.
+    async fn adopt(&self) -> Result<bool, CacheError> {
+        match self.twin() {
+            Some((twin, name)) => {
+                self.on_disk(name, Some(twin), |_| Ok(())).await?;
+                Ok(self.is_local())
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn on_disk(
+        &self,
+        name: String,
+        owner: Option<RefId>,
+        also: impl FnOnce(&mut cooper_store::Write<'_>) -> Result<(), cooper_store::StoreError>
+        + Send
+        + 'static,
+    ) -> Result<(), CacheError> {
+        let handed: Handed = {
+            let mut state = self.shared().state();
+            if let Some(twin) = &owner
+                && state.get(twin).is_none()
+            {
+                // Pruned meanwhile.
+                return Ok(());
+            }
+            state.hold_needs(&owner);
+            if let Some(entry) = state.get_mut(self.id()) {
+                entry.record.state = Stage::Committed { name, owner };
+                entry.uses.size = None;
+            }
+            self.shared().hand_over(&mut state, self.id(), also)?
+        };
+        self.shared().touch();
+        self.shared().committed(self.id(), handed).await
+    }
+}

@@ -1,0 +1,257 @@
+//! The manager: where refs are made and found.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use cooper_content::ContentStore;
+use cooper_snapshot::Snapshotter;
+use cooper_store::{Dropped, Store};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::{Handed, Shared};
+use crate::keeper::{self, Message};
+use crate::record::{Record, Stage, Uses};
+use crate::state::{MAX_CHAIN, State};
+use crate::{CacheError, ImmutableRef, Layer, LocalRef, MutableRef, RecordOptions, RefId};
+
+/// References of one layer at most: a record does not grow with every name of an image.
+const MOST_SOURCES: usize = 16;
+
+/// What a cache stands on.
+pub struct CacheConfig {
+    /// Where the records are.
+    pub store: Store,
+    /// What the store dropped when it was opened, because the machine had died.
+    pub dropped: Vec<Dropped>,
+    /// Where the files are.
+    pub snapshotter: Arc<dyn Snapshotter>,
+    /// Where the blobs are.
+    pub content: Arc<dyn ContentStore>,
+    /// A folder for temporary mounts, made when it is missing. It is on the file system that
+    /// snapshots and blobs are on: that one is synced, and its free space counts.
+    pub mounts: PathBuf,
+}
+
+impl std::fmt::Debug for CacheConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("CacheConfig");
+        out.field("mounts", &self.mounts).finish_non_exhaustive()
+    }
+}
+
+/// The cache. Clones share it.
+#[derive(Clone)]
+pub struct CacheManager {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for CacheManager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CacheManager")
+    }
+}
+
+impl CacheManager {
+    /// Opens the cache: removes what a dead process left (leases of older epochs, half-made
+    /// records, snapshots that belong to none), throws away what the death of the machine may
+    /// have spoilt, and starts the keeper, a task that ends with the last handle.
+    pub async fn open(config: CacheConfig) -> Result<Self, CacheError> {
+        let core = Arc::new(crate::open::open(config).await?);
+        let (mail, mailbox) = mpsc::unbounded_channel();
+        tokio::spawn(keeper::serve(core.clone(), mailbox));
+        Ok(Self {
+            shared: Arc::new(Shared { core, mail }),
+        })
+    }
+
+    /// Waits until everything that handles left behind is removed, and makes the cache durable.
+    /// It can be used afterwards; nothing is lost when it is not called.
+    pub async fn close(&self) {
+        let (done, wait) = oneshot::channel();
+        self.shared.post(Message::Checkpoint(done));
+        let made = match wait.await {
+            Ok(Ok(())) => self.shared.store.flush().await.map_err(CacheError::from),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = made {
+            tracing::warn!(%error, "could not make the cache durable");
+        }
+    }
+
+    /// Waits until everything that handles left behind so far is removed.
+    pub async fn settle(&self) {
+        let (done, wait) = oneshot::channel();
+        self.shared.post(Message::Settle(done));
+        let _ = wait.await;
+    }
+
+    /// Where the files are.
+    pub fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
+        &self.shared.snapshotter
+    }
+
+    /// Where the blobs are.
+    pub fn content(&self) -> &Arc<dyn ContentStore> {
+        &self.shared.content
+    }
+
+    /// The folder for temporary mounts.
+    pub fn mounts_dir(&self) -> &std::path::Path {
+        &self.shared.mounts
+    }
+
+    /// Calls `listener` with the id of each ref whose record has ended, for those who refer to
+    /// refs by id. It is called in the keeper and must not wait.
+    pub fn on_removed(&self, listener: impl Fn(&RefId) + Send + Sync + 'static) {
+        let listeners = &self.shared.listeners;
+        let mut listeners = listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.push(Box::new(listener));
+    }
+
+    /// Makes a state to be written, on top of `parent` or empty.
+    ///
+    /// # Cancel safety
+    /// The keeper removes what a dropped call began.
+    pub async fn new_mutable(
+        &self,
+        parent: Option<&LocalRef>,
+        options: RecordOptions,
+    ) -> Result<MutableRef, CacheError> {
+        if let Some(parent) = parent {
+            self.check_depth(parent)?;
+        }
+        Box::pin(MutableRef::new(self.shared.clone(), parent, options)).await
+    }
+
+    /// The immutable ref `id`.
+    ///
+    /// # Errors
+    /// [`CacheError::NotFound`].
+    pub async fn get(&self, id: &RefId) -> Result<ImmutableRef, CacheError> {
+        let mut state = self.shared.state();
+        let live = self.shared.pin(&mut state, id);
+        live.map(|live| ImmutableRef { live })
+            .ok_or_else(|| CacheError::NotFound { id: id.clone() })
+    }
+
+    /// The retained mutable ref `id`, to go on writing. The immutable ref that was made of it
+    /// last ends, unless somebody has it: then it keeps the files, and the mutable one goes on
+    /// in a new snapshot on top of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Locked`] when somebody has it.
+    ///
+    /// # Cancel safety
+    /// A dropped call gives it back.
+    pub async fn get_mutable(&self, id: &RefId) -> Result<MutableRef, CacheError> {
+        Box::pin(MutableRef::take(self.shared.clone(), id)).await
+    }
+
+    /// As [`CacheManager::get_mutable`], and waits as long as somebody has it.
+    ///
+    /// # Cancel safety
+    /// A dropped call gives it back.
+    pub async fn wait_mutable(&self, id: &RefId) -> Result<MutableRef, CacheError> {
+        loop {
+            let released = {
+                let state = self.shared.state();
+                let entry = state.get(id);
+                let entry = entry.ok_or_else(|| CacheError::NotFound { id: id.clone() })?;
+                entry.released.clone()
+            };
+            let told = released.notified();
+            tokio::pin!(told);
+            // Listening from here on: a release between the attempt and the wait is not missed.
+            told.as_mut().enable();
+            match self.get_mutable(id).await {
+                Err(CacheError::Locked { .. }) => told.await,
+                result => return result,
+            }
+        }
+    }
+
+    /// The ref that is `layer` on top of `parent`: one that is known by the same chain of
+    /// blobs, or a new lazy one.
+    ///
+    /// # Cancel safety
+    /// A new record that nobody got a handle of is removed.
+    pub async fn get_by_blob(
+        &self,
+        parent: Option<&ImmutableRef>,
+        layer: Layer,
+        options: RecordOptions,
+    ) -> Result<ImmutableRef, CacheError> {
+        if let Some(parent) = parent {
+            self.check_depth(parent)?;
+        }
+        let below = parent.map(|parent| parent.id().clone());
+        let (live, handed) = {
+            let mut state = self.shared.state();
+            let chains = state.chains_on(below.as_ref(), &layer);
+            let known = chains
+                .as_ref()
+                .and_then(|(_, blobs)| state.by_blob_chain(blobs));
+            if let Some(id) = known
+                && let Some(live) = self.shared.pin(&mut state, &id)
+            {
+                (live, self.more_sources(&mut state, &id, layer))
+            } else {
+                let id = RefId::random();
+                let mut record = Record::new(below, Stage::Lazy, options);
+                record.retain = false;
+                record.layer = Some(layer);
+                state.insert(id.clone(), record, Uses::default());
+                let live = self.shared.pin(&mut state, &id);
+                let live = live.expect("the entry was made a line ago");
+                let handed = self.shared.hand_over(&mut state, &id, |_| Ok(()));
+                (live, handed.map(Some))
+            }
+        };
+        // Not before the lock is free: dropping a handle takes it.
+        let found = ImmutableRef { live };
+        if let Some(handed) = handed? {
+            self.shared.touch();
+            self.shared.committed(found.id(), handed).await?;
+        }
+        Ok(found)
+    }
+
+    /// Notes references that the layer of `id` can be fetched from, when they are new.
+    fn more_sources(
+        &self,
+        state: &mut State,
+        id: &RefId,
+        layer: Layer,
+    ) -> Result<Option<Handed>, CacheError> {
+        let entry = state.get_mut(id);
+        let Some(known) = entry.and_then(|entry| entry.record.layer.as_mut()) else {
+            return Ok(None);
+        };
+        let before = known.sources.len();
+        for source in layer.sources {
+            if !known.sources.contains(&source) && known.sources.len() < MOST_SOURCES {
+                known.sources.push(source);
+            }
+        }
+        if known.sources.len() == before {
+            return Ok(None);
+        }
+        self.shared.hand_over(state, id, |_| Ok(())).map(Some)
+    }
+
+    fn check_depth(&self, parent: &ImmutableRef) -> Result<(), CacheError> {
+        if self.shared.state().chain(parent.id()).len() >= MAX_CHAIN {
+            return Err(CacheError::Depth {
+                id: parent.id().clone(),
+                limit: MAX_CHAIN,
+            });
+        }
+        Ok(())
+    }
+
+    /// The refs that have this index, in the order of their ids.
+    pub fn search(&self, index: &str) -> Result<Vec<RefId>, CacheError> {
+        Ok(self.shared.state().search(index))
+    }
+}
