@@ -56,7 +56,7 @@ pub enum FrontendError {
         name: String,
     },
     /// The path is not in the reference.
-    #[error("{path}: no such file or directory")]
+    #[error("open {path}: no such file or directory")]
     NotFound {
         /// The path that was asked for.
         path: String,

@@ -38,7 +38,7 @@ pub trait Reference: Send + Sync {
     async fn read_dir(&self, path: &str, include: &str)
     -> Result<Vec<fsutil::Stat>, FrontendError>;
 
-    /// Looks at a file without following a symbolic link at the end of the path.
+    /// Looks at a file, following symbolic links inside the reference.
     async fn stat_file(&self, path: &str) -> Result<fsutil::Stat, FrontendError>;
 }
 

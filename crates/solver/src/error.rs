@@ -40,8 +40,9 @@ impl<E: Into<BoxError>> From<E> for OpError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SolveError {
-    /// An operation failed.
-    #[error("failed to solve: {name}")]
+    /// An operation failed. It reads as what the operation failed with: users know the vertex
+    /// by its place in their text.
+    #[error("{source}")]
     Op {
         /// The vertex.
         vertex: Digest,

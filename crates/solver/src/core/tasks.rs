@@ -51,10 +51,12 @@ impl<O: Clone, E: Clone> Core<O, E> {
     }
 
     /// What was found in the cache, and what led to it and is in the cache too: users see all of
-    /// it as cached, although only the last one was loaded.
+    /// it as cached, although only the last one was loaded, inputs before those who take them.
     fn show_cached(&mut self, edge: EdgeId) {
         let mut open = vec![edge];
         let mut seen = std::collections::HashSet::new();
+        // Inputs are added before those who take them: their numbers are lower.
+        let mut found = std::collections::BTreeSet::new();
         while let Some(id) = open.pop() {
             let id = self.find(id);
             if !seen.insert(id) {
@@ -62,11 +64,12 @@ impl<O: Clone, E: Clone> Core<O, E> {
             }
             let state = self.edge(id);
             if id == edge || (state.result.is_none() && !state.records.is_empty()) {
-                let vertex = state.vertex;
+                found.insert(state.vertex);
                 open.extend(state.deps.iter().map(|dep| dep.edge));
-                self.commands.push(Command::Cached { vertex });
             }
         }
+        let shown = found.into_iter().map(|vertex| Command::Cached { vertex });
+        self.commands.extend(shown);
     }
 
     fn fail_vertex(&mut self, kind: Task, error: E) {

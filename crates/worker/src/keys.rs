@@ -1,0 +1,155 @@
+//! The solver's keys in the metadata store.
+
+use std::time::{Duration, SystemTime};
+
+use cooper_solver::{CacheResult, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
+use cooper_store::{Store, StoreError, Table};
+
+/// `FROM LINK TO`, none of which has a space in it.
+const LINKS: Table<()> = Table::new("solver.links");
+/// `RESULT KEY`; the value is when it was made, in nanoseconds since 1970.
+const RESULTS: Table<u64> = Table::new("solver.results");
+
+/// Keys in memory, read from the store once and written behind. What a result stands for is
+/// kept before its keys are: a row that is lost costs a cache hit and never gives a wrong one.
+pub struct StoredKeys {
+    memory: MemoryKeyStore,
+    store: Store,
+}
+
+impl StoredKeys {
+    /// Reads what is kept. Blocks for the disk.
+    pub fn open(store: Store) -> Result<Self, StoreError> {
+        let memory = MemoryKeyStore::default();
+        let (links, results) =
+            store.read(|tx| Ok((tx.scan(&LINKS, "")?, tx.scan(&RESULTS, "")?)))?;
+        for (row, ()) in links {
+            if let [from, link, to] = row.split(' ').collect::<Vec<_>>()[..] {
+                memory.load_link(KeyId::new(from), link.to_owned(), KeyId::new(to));
+            }
+        }
+        for (row, nanos) in results {
+            if let Some((id, key)) = row.split_once(' ') {
+                let created_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
+                let result = CacheResult {
+                    id: id.to_owned(),
+                    created_at,
+                };
+                memory.load_result(KeyId::new(key), result);
+            }
+        }
+        Ok(Self { memory, store })
+    }
+
+    fn write<F>(&self, function: F)
+    where
+        F: FnOnce(&mut cooper_store::Write<'_>) -> Result<(), StoreError> + Send + 'static,
+    {
+        // Nobody waits for the end; a store that fails says so to those who write refs.
+        if let Err(error) = self.store.submit(function) {
+            tracing::warn!(%error, "cache keys are not written");
+        }
+    }
+}
+
+fn link_row(from: &KeyId, link: &str, to: &KeyId) -> String {
+    format!("{} {link} {}", from.as_str(), to.as_str())
+}
+
+fn result_row(result: &str, key: &KeyId) -> String {
+    format!("{result} {}", key.as_str())
+}
+
+impl KeyStore for StoredKeys {
+    fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId> {
+        self.memory.links(from, link)
+    }
+
+    fn results(&self, id: &KeyId) -> Vec<CacheResult> {
+        self.memory.results(id)
+    }
+
+    fn add(&self, entry: KeyEntry) {
+        self.memory.add(entry.clone());
+        self.write(move |tx| {
+            for (from, link) in &entry.links {
+                tx.put(&LINKS, &link_row(from, &link.to_text(), &entry.id), &())?;
+            }
+            let since = entry
+                .result
+                .created_at
+                .duration_since(SystemTime::UNIX_EPOCH);
+            let nanos = since.unwrap_or_default().as_nanos();
+            let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+            tx.put(&RESULTS, &result_row(&entry.result.id, &entry.id), &nanos)
+        });
+    }
+
+    fn release(&self, result: &str) {
+        let forgotten = self.memory.forget(result);
+        if forgotten.keys.is_empty() && forgotten.links.is_empty() {
+            return;
+        }
+        let result = result.to_owned();
+        self.write(move |tx| {
+            for key in &forgotten.keys {
+                tx.delete(&RESULTS, &result_row(&result, key))?;
+            }
+            for (from, link, to) in &forgotten.links {
+                tx.delete(&LINKS, &link_row(from, link, to))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use cooper_solver::Digest;
+
+    fn digest(letter: char) -> Digest {
+        format!("sha256:{}", letter.to_string().repeat(64))
+            .parse()
+            .unwrap()
+    }
+
+    #[test]
+    fn keys_outlive_the_process_and_go_with_their_results() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let open = || StoredKeys::open(Store::open(&path, "boot").unwrap().0).unwrap();
+        let from = KeyId::root(&digest('a'), 0);
+        let link = Link {
+            input: 0,
+            output: 1,
+            digest: digest('b'),
+            selector: Some(digest('c')),
+        };
+        let to = KeyId::new("to");
+        let made = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
+        let result = CacheResult {
+            id: "one".into(),
+            created_at: made,
+        };
+        {
+            let keys = open();
+            keys.add(KeyEntry {
+                id: to.clone(),
+                links: vec![(from.clone(), link.clone())],
+                result: result.clone(),
+            });
+        }
+        {
+            let keys = open();
+            assert_eq!(keys.links(&from, &link), std::slice::from_ref(&to));
+            assert_eq!(keys.results(&to), [result]);
+            keys.release("one");
+            assert_eq!(keys.links(&from, &link), []);
+        }
+        let keys = open();
+        assert_eq!(keys.links(&from, &link), []);
+        assert_eq!(keys.results(&to), []);
+    }
+}

@@ -1,0 +1,55 @@
+//! What initialisers are told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cooper_executor::DnsConfig;
+use cooper_registry::HostConfig;
+
+/// What initialisers are told: where the daemon keeps its files, and what it was configured
+/// with.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// The daemon's root folder; each worker takes a folder in it.
+    pub root: PathBuf,
+    /// Registries by domain.
+    pub registries: BTreeMap<String, HostConfig>,
+    /// How steps look names up.
+    pub dns: DnsConfig,
+    /// The settings of each worker that is not switched off, by the name of its initialiser.
+    pub workers: BTreeMap<String, WorkerSettings>,
+}
+
+impl Context {
+    /// The settings of the worker `name`; `None` when it is switched off.
+    pub fn settings(&self, name: &str) -> Option<&WorkerSettings> {
+        self.workers.get(name)
+    }
+}
+
+/// The settings of one worker, with the meaning that they have in `[worker.…]` of
+/// buildkitd.toml.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerSettings {
+    /// Whether it was switched on by name: then not being able to work is an error. Else the
+    /// worker is made if it can be.
+    pub required: bool,
+    /// Labels besides the worker's own.
+    pub labels: BTreeMap<String, String>,
+    /// Platforms instead of those that the machine shows (`linux/amd64`).
+    pub platforms: Vec<String>,
+    /// `auto`, `overlayfs` or `native`; empty means `auto`.
+    pub snapshotter: String,
+    /// The runtime's program, a name or a path; empty means the usual one.
+    pub binary: String,
+    /// How many operations are carried out at once; 0 is no bound.
+    pub max_parallelism: usize,
+    /// `auto`, `host`, `none` or `cni`; empty means `auto`.
+    pub network_mode: String,
+    /// The parent of the steps' control groups.
+    pub default_cgroup_parent: String,
+    /// The AppArmor profile of steps.
+    pub apparmor_profile: String,
+    /// What only this kind of worker knows.
+    pub extra: BTreeMap<String, String>,
+}

@@ -1,0 +1,221 @@
+//! A worker, and how it is put together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use cooper_cache::{CacheConfig, CacheManager};
+use cooper_content::{ContentStore, FsContentStore};
+use cooper_executor::Executor;
+use cooper_llb::platform;
+use cooper_mount::MountManager;
+use cooper_ops::{Build, Env};
+use cooper_progress::Limits;
+use cooper_proto::pb;
+use cooper_registry::Registry;
+use cooper_snapshot::Kind;
+use cooper_solver::{KeyStore, Solver, SolverConfig};
+use cooper_source::{HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry};
+use cooper_store::Store;
+use tokio::sync::Semaphore;
+
+use crate::{
+    CachedResults, Context, Filter, StoredKeys, WorkerError, WorkerSettings, host_platforms, id,
+    label,
+};
+
+/// What a kind of worker brings: the rest is the same for all.
+pub struct Parts {
+    /// The folder below the daemon's root: `runc`.
+    pub name: &'static str,
+    /// Runs the processes of steps.
+    pub executor: Arc<dyn Executor>,
+    /// What it is called in labels: `oci`.
+    pub executor_name: &'static str,
+    /// How steps reach the network, for labels: `host`.
+    pub network: String,
+    /// Its settings.
+    pub settings: WorkerSettings,
+}
+
+/// The parts of one machine. All are public: who needs one takes it.
+pub struct Worker {
+    /// Made once and kept.
+    pub id: String,
+    /// What it is like ([`label`]).
+    pub labels: BTreeMap<String, String>,
+    /// The platforms that it runs, the preferred one first.
+    pub platforms: Vec<pb::Platform>,
+    /// What operations work with.
+    pub env: Arc<Env>,
+    /// The states of file systems.
+    pub cache: CacheManager,
+    /// Blobs.
+    pub content: Arc<dyn ContentStore>,
+    /// Registries.
+    pub registry: Registry,
+    /// Finds images and their configurations.
+    pub images: ImageResolver,
+    /// Runs processes.
+    pub executor: Arc<dyn Executor>,
+    /// Solves graphs for all jobs.
+    pub solver: Solver<Build>,
+    /// The metadata.
+    pub store: Store,
+}
+
+impl Worker {
+    /// Opens what the worker keeps below `cx.root`, and puts it together around the executor.
+    pub async fn open(cx: &Context, parts: Parts) -> Result<Self, WorkerError> {
+        let dir = cx.root.join(parts.name);
+        std::fs::create_dir_all(&dir).map_err(WorkerError::open("the worker's folder", &dir))?;
+        let settings = &parts.settings;
+        let (store, dropped) = open_store(&dir).await?;
+        let snapshots = dir.join("snapshots");
+        let kind = snapshotter_kind(&settings.snapshotter)?;
+        let snapshotter = cooper_snapshot::open(kind, &snapshots, store.clone())
+            .map_err(WorkerError::open("the snapshots", &snapshots))?;
+        let blobs = dir.join("content");
+        let content = FsContentStore::open(&blobs)
+            .and_then(|content| content.clear_ingests().map(|()| content))
+            .map_err(WorkerError::open("the content store", &blobs))?;
+        let content: Arc<dyn ContentStore> = Arc::new(content);
+        let snapshotter_name = snapshotter.name();
+        let cache = CacheManager::open(CacheConfig {
+            store: store.clone(),
+            dropped,
+            snapshotter,
+            content: content.clone(),
+            mounts: dir.join("mounts"),
+        })
+        .await
+        .map_err(WorkerError::open("the cache", &dir))?;
+
+        let registry = Registry::new(cx.registries.clone());
+        let images = ImageResolver::new(registry.clone(), content.clone());
+        let http = HttpSource::new(cache.clone());
+        let http = http.map_err(WorkerError::open("the source of downloads", &dir))?;
+        let sources: [Arc<dyn Source>; 3] = [
+            Arc::new(ImageSource::new(cache.clone(), images.clone())),
+            Arc::new(LocalSource::new(cache.clone())),
+            Arc::new(http),
+        ];
+        let platforms = platforms(settings)?;
+        let env = Arc::new(Env {
+            cache: cache.clone(),
+            content: content.clone(),
+            registry: registry.clone(),
+            mounts: MountManager::new(cache.clone(), dir.join("mounts")),
+            executor: parts.executor.clone(),
+            sources: SourceRegistry::new(sources),
+            parallelism: match settings.max_parallelism {
+                0 => None,
+                limit => Some(Arc::new(Semaphore::new(limit))),
+            },
+            platform: platforms.first().cloned().unwrap_or_else(platform::host),
+            log_limits: Limits::from_env(|name| std::env::var(name).ok()),
+        });
+        let keys = StoredKeys::open(store.clone())
+            .map(Arc::new)
+            .map_err(WorkerError::open("the cache keys", &dir))?;
+        let gone = keys.clone();
+        cache.on_removed(move |id| gone.release(id.as_str()));
+        let solver = Solver::new(SolverConfig {
+            keys,
+            results: Arc::new(CachedResults::new(cache.clone())),
+        });
+
+        let path = dir.join("workerid");
+        let id = id::persistent(&path).map_err(WorkerError::open("the worker's id", &path))?;
+        Ok(Self {
+            id,
+            labels: labels(&parts, snapshotter_name),
+            platforms,
+            env,
+            cache,
+            content,
+            registry,
+            images,
+            executor: parts.executor,
+            solver,
+            store,
+        })
+    }
+
+    /// Kills what runs, and waits until everything that was promised is written.
+    pub async fn close(&self) {
+        self.executor.close().await;
+        self.cache.close().await;
+    }
+
+    /// Whether `filter` matches the worker: fields `id` and `labels.NAME`.
+    pub fn matches(&self, filter: &Filter) -> bool {
+        filter.matches(|path| match path {
+            [field] if field == "id" => Some(self.id.as_str()),
+            [field, name @ ..] if field == "labels" => {
+                self.labels.get(&name.join(".")).map(String::as_str)
+            }
+            _ => None,
+        })
+    }
+}
+
+async fn open_store(dir: &Path) -> Result<(Store, Vec<cooper_store::Dropped>), WorkerError> {
+    let path = dir.join("metadata.db");
+    let boot = cooper_sys::boot_id().map_err(WorkerError::open("the boot id", &path))?;
+    let open = {
+        let path = path.clone();
+        move || Store::open(&path, &boot)
+    };
+    // A panic there is a failure like any other.
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened
+        .map_err(WorkerError::open("the metadata", &path))?
+        .map_err(WorkerError::open("the metadata", &path))
+}
+
+fn snapshotter_kind(name: &str) -> Result<Kind, WorkerError> {
+    match name {
+        "" | "auto" => Ok(Kind::Auto),
+        "overlayfs" => Ok(Kind::Overlay),
+        "native" => Ok(Kind::Native),
+        other => Err(WorkerError::Setting {
+            name: "snapshotter",
+            value: other.to_owned(),
+            source: "auto, overlayfs and native are known".into(),
+        }),
+    }
+}
+
+fn platforms(settings: &WorkerSettings) -> Result<Vec<pb::Platform>, WorkerError> {
+    if settings.platforms.is_empty() {
+        return Ok(host_platforms());
+    }
+    let parse = |text: &String| {
+        let parsed = platform::parse(text).map_err(|error| WorkerError::Setting {
+            name: "platforms",
+            value: text.clone(),
+            source: error.into(),
+        })?;
+        Ok(platform::normalize(&parsed))
+    };
+    settings.platforms.iter().map(parse).collect()
+}
+
+fn labels(parts: &Parts, snapshotter: &str) -> BTreeMap<String, String> {
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let own = [
+        (label::EXECUTOR, parts.executor_name),
+        (label::SNAPSHOTTER, snapshotter),
+        (label::HOSTNAME, hostname.trim()),
+        (label::NETWORK, &parts.network),
+        (label::OCI_PROCESS_MODE, "sandbox"),
+        (label::APPARMOR_PROFILE, &parts.settings.apparmor_profile),
+        (label::SELINUX_ENABLED, "false"),
+    ];
+    let own = own
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    // What the person who runs it says goes before what the worker says.
+    own.chain(parts.settings.labels.clone()).collect()
+}
