@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     bundles: PathBuf,
     hierarchies: Arc<Hierarchies>,
     capabilities: Capabilities,
+    /// Whether the kernel filters system calls.
+    seccomp: bool,
     pub(crate) runtime: Runtime,
     /// The owners of containers.
     tracker: TaskTracker,
@@ -72,6 +74,7 @@ impl RuncExecutor {
                 bundles,
                 hierarchies,
                 capabilities: Capabilities::effective(&status),
+                seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
                 runtime,
                 tracker: TaskTracker::new(),
                 closing: CancellationToken::new(),
@@ -186,6 +189,7 @@ impl Shared {
             cgroup_parent: self.config.cgroup_parent.clone(),
             cgroup_namespace: self.hierarchies.unified(),
             apparmor_profile: self.config.apparmor_profile.clone(),
+            seccomp: self.seccomp,
             oom_score_adj: self.config.oom_score_adj,
             capabilities: self.capabilities.clone(),
             loop_devices: loop_devices() + SPARE_LOOPS,

@@ -27,6 +27,7 @@ mod hosts;
 mod path;
 mod process;
 mod resolv;
+mod seccomp;
 mod spec;
 mod stubs;
 #[cfg(feature = "testsuite")]

@@ -19,7 +19,7 @@ use crate::{ContainerSpec, Executor, Exit, Output, Process};
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home:/bin/sh\n";
 const GROUP: &str = "root:x:0:\napp:x:1001:\nwheel:x:10:app\nadm:x:4:\n";
-const APPLETS: &str = "sh cat echo env id pwd ls head sleep touch mkdir rm stat tr test true \
+const APPLETS: &str = "chroot mknod unshare sh cat echo env id pwd ls head sleep touch mkdir rm stat tr test true \
                        false hostname stty tty kill df mount ulimit wc grep seq";
 
 /// An executor with a root file system of its own, and a place to look at afterwards.
@@ -48,6 +48,7 @@ pub async fn run(open: impl Fn(&Path, &str) -> Arc<dyn Executor>) {
         process::users_are_looked_up,
         process::a_terminal_has_a_size,
         process::limits_are_set,
+        process::confinement_is_as_asked,
         process::want_of_memory_is_told_apart,
         process::mistakes_leave_nothing,
         files::a_read_only_root_is_read_only,

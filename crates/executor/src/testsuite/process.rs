@@ -4,7 +4,10 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::{Fixture, Written, shell};
-use crate::{ContainerSpec, ExecError, Exit, Input, Output, Process, Resources, TtySize, Ulimit};
+use crate::{
+    ContainerSpec, ExecError, Exit, Input, Output, Process, Resources, SecurityMode, TtySize,
+    Ulimit,
+};
 
 pub(super) async fn exit_codes_and_signals_are_told(fixture: &Fixture) {
     for (script, code) in [
@@ -212,6 +215,37 @@ pub(super) async fn limits_are_set(fixture: &Fixture) {
         .script(container, "ulimit -S -n; ulimit -H -n")
         .await;
     assert_eq!(text, "123\n456\n");
+}
+
+pub(super) async fn confinement_is_as_asked(fixture: &Fixture) {
+    let script = "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -s '\\t ' ' '; \
+                  chroot / true && echo chroot; \
+                  mount -t tmpfs none /tmp 2>/dev/null && echo mounted; \
+                  touch /sys/x 2>&1 | grep -q 'Read-only' && echo read-only sys; \
+                  test -s /proc/kcore || echo masked; \
+                  head -c 1 /dev/urandom | wc -c; \
+                  test -e /dev/kmsg && echo kmsg; true";
+    let text = fixture.script(fixture.container(), script).await;
+    let filtered = if std::path::Path::new("/proc/sys/kernel/seccomp").exists() {
+        "2"
+    } else {
+        "0"
+    };
+    let expected = format!(
+        "CapEff: 00000000a80425fb\nNoNewPrivs: 0\nSeccomp: {filtered}\n\
+         chroot\nread-only sys\nmasked\n1\n"
+    );
+    assert_eq!(text, expected);
+    let container = ContainerSpec {
+        security: SecurityMode::Insecure,
+        ..fixture.container()
+    };
+    let text = fixture.script(container, script).await;
+    assert!(text.contains("\nSeccomp: 0\nchroot\nmounted\n"), "{text}");
+    assert!(
+        text.ends_with("\nkmsg\n") && !text.contains("read-only sys"),
+        "{text}"
+    );
 }
 
 pub(super) async fn want_of_memory_is_told_apart(fixture: &Fixture) {
