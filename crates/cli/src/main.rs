@@ -1,0 +1,76 @@
+//! `cooper`: builds container images, with a daemon or in its own process.
+#![forbid(unsafe_code)]
+
+mod build;
+mod context;
+mod local;
+mod progress;
+mod report;
+mod spec;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::build::{BuildArgs, Failure};
+
+/// The exit code of a build that was interrupted: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Builds container images.
+#[derive(Debug, Parser)]
+#[command(name = "cooper", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Builds an image from a Dockerfile.
+    Build(Box<BuildArgs>),
+    /// Shows the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COOPER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match cli.command {
+        Command::Version => {
+            println!("cooper {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Command::Build(args) => run(*args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for source in &failure.sources {
+                eprint!("{source}");
+            }
+            eprintln!("ERROR: {:#}", failure.error);
+            if failure.interrupted {
+                ExitCode::from(INTERRUPTED)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run(args: BuildArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    let result = runtime.block_on(build::run(args));
+    // A blocking read of a terminal's input must not hold the process.
+    runtime.shutdown_background();
+    result
+}
