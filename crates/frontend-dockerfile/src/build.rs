@@ -202,7 +202,7 @@ async fn build_one(
         .convert()
         .await;
     for warning in &lint.warnings {
-        warn(request, source, warning).await?;
+        warn(request, source, warning).await;
     }
     let converted = converted?;
     let solve = SolveRequest {
@@ -222,13 +222,9 @@ async fn build_one(
     })
 }
 
-async fn warn(
-    request: &Request,
-    source: &Source,
-    warning: &LintWarning,
-) -> Result<(), FrontendError> {
+async fn warn(request: &Request, source: &Source, warning: &LintWarning) {
     let Some(vertex) = &source.vertex else {
-        return Ok(());
+        return;
     };
     let shown = Warning {
         level: 1,
@@ -238,7 +234,10 @@ async fn warn(
         source: Some(source.map.info.clone()),
         ranges: ranges(warning.span),
     };
-    request.bridge.warn(vertex, shown).await
+    // A build does not fail for a warning that nobody sees.
+    if let Err(error) = request.bridge.warn(vertex, shown).await {
+        tracing::debug!(%error, "cannot show a warning");
+    }
 }
 
 #[derive(Serialize)]

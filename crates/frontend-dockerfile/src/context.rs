@@ -1,16 +1,18 @@
 //! Where a build's files come from (`frontend/dockerui`): the Dockerfile, its ignore file and
 //! the build context, local or remote.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cooper_dockerfile::Span;
 use cooper_frontend::{
-    Bridge, BuildOpts, FileRange, FrontendError, Inputs, Reference, SolveRequest,
+    Bridge, BuildOpts, FileRange, FrontendError, ImageOptions, Inputs, Reference, ResolvedImage,
+    SolveRequest,
 };
-use cooper_llb::Digest;
 use cooper_llb::build::{
     Constraints, CopySpec, FileAction, Http, Local, MarshalOptions, SourceMap, State, join,
 };
+use cooper_llb::{Digest, platform};
 use cooper_proto::pb;
 use cooper_session::pattern::read_ignore_file;
 use prost::Message;
@@ -35,7 +37,11 @@ pub(crate) struct Request {
     own_ignore: Mutex<Option<Vec<u8>>>,
     files: OnceCell<Files>,
     ignore: OnceCell<Arc<Vec<String>>>,
+    /// Images that were looked up, by name and platform: several stages have the same base.
+    images: Mutex<HashMap<(String, String), Lookup>>,
 }
+
+type Lookup = Arc<OnceCell<ResolvedImage>>;
 
 /// Where the files are.
 struct Files {
@@ -57,6 +63,7 @@ impl Request {
             own_ignore: Mutex::new(None),
             files: OnceCell::new(),
             ignore: OnceCell::new(),
+            images: Mutex::new(HashMap::new()),
         }
     }
 
@@ -95,6 +102,22 @@ impl Request {
             ..SolveRequest::default()
         };
         Ok(self.bridge.solve(request).await?.reference)
+    }
+
+    /// Looks an image up, once.
+    pub(crate) async fn image(
+        &self,
+        reference: &str,
+        options: ImageOptions,
+    ) -> Result<ResolvedImage, FrontendError> {
+        let platform = options.platform.as_ref().map(platform::format_all);
+        let key = (reference.to_owned(), platform.unwrap_or_default());
+        let lookup = {
+            let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+            images.entry(key).or_default().clone()
+        };
+        let look_up = || self.bridge.resolve_image_config(reference, options);
+        lookup.get_or_try_init(look_up).await.cloned()
     }
 
     async fn files(&self) -> Result<&Files, FrontendError> {

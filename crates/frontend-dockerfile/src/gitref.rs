@@ -42,6 +42,11 @@ pub(crate) enum Parsed {
 
 impl GitRef {
     pub(crate) fn parse(text: &str) -> Parsed {
+        Self::parse_as(text, false)
+    }
+
+    /// With `known`, an address without the suffix `.git` is one of a repository, too.
+    pub(crate) fn parse_as(text: &str, known: bool) -> Parsed {
         if text.starts_with("./") || text.starts_with("../") {
             return Parsed::Other;
         }
@@ -56,7 +61,7 @@ impl GitRef {
         };
         // A page and a repository differ by the suffix only.
         let by_http = matches!(remote.scheme.as_str(), "http" | "https");
-        if by_http && !could_be_local && !remote.path.ends_with(".git") {
+        if by_http && !known && !could_be_local && !remote.path.ends_with(".git") {
             return Parsed::Other;
         }
         let (reference, subdir) = remote
@@ -272,5 +277,9 @@ mod tests {
             assert!(matches!(GitRef::parse(text), Parsed::Invalid(_)), "{text}");
         }
         assert!(is_http("https://h/x.tar") && !is_http("https://h/x.git"));
+        assert!(matches!(
+            GitRef::parse_as("https://h/x", true),
+            Parsed::Git(_)
+        ));
     }
 }

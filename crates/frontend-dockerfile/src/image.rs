@@ -16,6 +16,24 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// A time as Go writes it again: without zeros at the end of the fraction.
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let time = Option::<String>::deserialize(deserializer)?;
+    Ok(time.map(|text| {
+        let Some((seconds, rest)) = text.split_once('.') else {
+            return text;
+        };
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (fraction, zone) = rest.split_at(end);
+        match fraction.trim_end_matches('0') {
+            "" => format!("{seconds}{zone}"),
+            fraction => format!("{seconds}.{fraction}{zone}"),
+        }
+    }))
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_false(value: &bool) -> bool {
     !value
@@ -33,7 +51,7 @@ pub(crate) struct Empty {}
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Image {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "time")]
     pub(crate) created: Option<String>,
     #[serde(
         skip_serializing_if = "String::is_empty",
@@ -81,7 +99,7 @@ pub(crate) struct RootFs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct History {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "time")]
     pub(crate) created: Option<String>,
     #[serde(
         skip_serializing_if = "String::is_empty",
@@ -251,5 +269,13 @@ mod tests {
         let image: Image = serde_json::from_str(text).unwrap();
         assert_eq!(image.config, Config::default());
         assert!(image.has_no_layers());
+        for (text, expected) in [
+            ("2020-01-01T00:00:00.120Z", "2020-01-01T00:00:00.12Z"),
+            ("2020-01-01T00:00:00.000+02:00", "2020-01-01T00:00:00+02:00"),
+            ("2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z"),
+        ] {
+            let image: Image = serde_json::from_str(&format!(r#"{{"created":"{text}"}}"#)).unwrap();
+            assert_eq!(image.created.unwrap(), expected);
+        }
     }
 }

@@ -201,7 +201,7 @@ impl Request {
                 },
             )
             .await?;
-        let mut constraints = Constraints::named(format!("[context {key}] {}", resolved.reference));
+        let mut constraints = Constraints::named(format!("[context {key}] {name}"));
         constraints.platform.clone_from(&named.platform);
         let state = State::image(&resolved.reference, ImageSource::default(), constraints);
         with_config(state, &resolved.config)

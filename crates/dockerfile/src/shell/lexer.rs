@@ -4,6 +4,8 @@ use super::{Env, Lex, pattern};
 
 /// How deep `${a:-${b:-…}}` may go: the text is a stranger's, and each level costs stack.
 const MAX_DEPTH: usize = 128;
+/// How many bytes an expansion may add: a few lines can ask for any number by doubling.
+const MAX_GROWTH: usize = 1 << 20;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -14,6 +16,8 @@ pub(super) struct Lexer<'a, E: ?Sized> {
     chars: Vec<char>,
     at: usize,
     depth: usize,
+    /// Bytes that variables may still add.
+    room: usize,
     raw_escapes: bool,
     pub(super) matched: BTreeSet<String>,
     pub(super) unmatched: BTreeSet<String>,
@@ -63,6 +67,7 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
             chars: word.chars().collect(),
             at: 0,
             depth: 0,
+            room: MAX_GROWTH,
             raw_escapes: lex.raw_escapes,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
@@ -225,7 +230,7 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
         if name.is_empty() {
             return Ok("$".to_owned());
         }
-        match self.lookup(&name) {
+        match self.lookup(&name)? {
             None if self.lex.skip_unset_env => Ok(format!("${name}")),
             value => Ok(value.unwrap_or_default()),
         }
@@ -244,7 +249,7 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
             |modifier: &str| Err(format!("unsupported modifier ({modifier}) in substitution"));
         match self.next() {
             None => unsupported("\u{fffd}"),
-            Some('}') => match self.lookup(&name) {
+            Some('}') => match self.lookup(&name)? {
                 None if self.lex.skip_unset_env => Ok(format!("${{{name}}}")),
                 value => Ok(value.unwrap_or_default()),
             },
@@ -271,7 +276,7 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
         let strip = matches!(modifier, '#' | '%');
         let word = self.word_until('}', strip, "syntax error: missing '}'")?;
         let colon = if empty_is_unset { ":" } else { "" };
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.lex.skip_unset_env {
             return Ok(format!("${{{name}{colon}{modifier}{word}}}"));
         }
@@ -314,12 +319,18 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
         }
         let pattern = self.word_until('/', true, "syntax error: missing '/' in ${}")?;
         let replacement = self.word_until('}', true, "syntax error: missing '}'")?;
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.lex.skip_unset_env {
             let slash = if all { "//" } else { "/" };
             return Ok(format!("${{{name}{slash}{pattern}/{replacement}}}"));
         }
-        pattern::replace(&pattern, &value.unwrap_or_default(), &replacement, all)
+        let value = value.unwrap_or_default();
+        // Each place that it is put in has at least a character, or is between two.
+        let places = if all { value.chars().count() + 1 } else { 1 };
+        if replacement.len().saturating_mul(places) > MAX_GROWTH {
+            return Err("the expansion is too long".into());
+        }
+        pattern::replace(&pattern, &value, &replacement, all)
     }
 
     /// A name: letters, digits and `_`; or digits alone; or one of the shell's own parameters.
@@ -345,14 +356,16 @@ impl<'a, E: Env + ?Sized> Lexer<'a, E> {
         self.chars[start..self.at].iter().collect()
     }
 
-    fn lookup(&mut self, name: &str) -> Option<String> {
-        let value = self.env.get(name).map(str::to_owned);
-        let names = if value.is_some() {
-            &mut self.matched
-        } else {
-            &mut self.unmatched
+    fn lookup(&mut self, name: &str) -> Result<Option<String>> {
+        let Some(value) = self.env.get(name) else {
+            self.unmatched.insert(name.to_owned());
+            return Ok(None);
         };
-        names.insert(name.to_owned());
-        value
+        self.room = self
+            .room
+            .checked_sub(value.len())
+            .ok_or("the expansion is too long")?;
+        self.matched.insert(name.to_owned());
+        Ok(Some(value.to_owned()))
     }
 }

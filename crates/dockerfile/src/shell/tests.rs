@@ -111,6 +111,12 @@ fn what_cannot_be_expanded_says_why() {
             format!("failed to process {word:?}: {reason}")
         );
     }
+    let large = BTreeMap::from([("L".to_owned(), "x".repeat(1 << 16))]);
+    let long = lex.expand(&"$L".repeat(17), &large).unwrap_err();
+    assert_eq!(long.reason, "the expansion is too long");
+    let many = BTreeMap::from([("L".to_owned(), "/".repeat(1 << 10))]);
+    let replaced = format!("${{L//\\//{}}}", "y".repeat(1 << 13));
+    assert!(lex.expand(&replaced, &many).is_err());
     let deep = "${A:+".repeat(10_000);
     assert!(lex.expand(&deep, &env()).is_err());
 }

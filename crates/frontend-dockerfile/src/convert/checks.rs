@@ -96,44 +96,54 @@ fn stage_names(stage: &Stage, lint: &mut Lint) {
         );
     }
     let lower = |word: &str| word.to_lowercase() == word;
-    let (from, keyword) = (&stage.from, &stage.keyword_as);
-    if !keyword.is_empty() {
-        let same = if lower(from) {
-            lower(keyword)
-        } else {
-            keyword.to_uppercase() == *keyword
-        };
-        if !same {
-            warn(
-                &lint::FROM_AS_CASING,
-                format!("'{keyword}' and '{from}' keywords' casing do not match"),
-            );
-        }
-    }
-    if !stage.name.is_empty() && stage.description.is_empty() && !stage.comments.is_empty() {
-        let name = &stage.name;
+    let upper = |word: &str| word.to_uppercase() == word;
+    let (from, keyword) = (stage.from.as_str(), stage.keyword_as.as_str());
+    // One that is neither is complained of as it is.
+    let differ = (lower(from) && !lower(keyword)) || (upper(from) && !upper(keyword));
+    if differ {
         warn(
-            &lint::INVALID_DEFINITION_DESCRIPTION,
-            format!("Comment for FROM should follow the format: `# {name} <description>`"),
+            &lint::FROM_AS_CASING,
+            format!("'{keyword}' and '{from}' keywords' casing do not match"),
         );
     }
+    let name = [stage.name.as_str()];
+    let named = if stage.name.is_empty() {
+        &[][..]
+    } else {
+        &name
+    };
+    if let Some(message) = undescribed("FROM", named, &stage.comments) {
+        warn(&lint::INVALID_DEFINITION_DESCRIPTION, message);
+    }
+}
+
+/// A comment right above that describes none of `names`.
+fn undescribed(instruction: &str, names: &[&str], comments: &[String]) -> Option<String> {
+    let first = comments.last()?.split(' ').next().unwrap_or_default();
+    if names.contains(&first) {
+        return None;
+    }
+    let example = match names {
+        [] => return None,
+        [name] => name,
+        _ => "<arg_key>",
+    };
+    Some(format!(
+        "Comment for {instruction} should follow the format: `# {example} <description>`"
+    ))
 }
 
 fn descriptions(command: &Command, lint: &mut Lint) {
     let Instruction::Arg(args) = &command.instruction else {
         return;
     };
-    let described = args.iter().any(|arg| !arg.description.is_empty());
-    if let Some(arg) = args
-        .first()
-        .filter(|_| !described && !command.comments.is_empty())
-    {
-        let key = &arg.key;
+    let names: Vec<_> = args.iter().map(|arg| arg.key.as_str()).collect();
+    if let Some(message) = undescribed("ARG", &names, &command.comments) {
         lint.warn_below(
             &command.comments,
             &lint::INVALID_DEFINITION_DESCRIPTION,
             command.span,
-            format!("Comment for ARG should follow the format: `# {key} <description>`"),
+            message,
         );
     }
 }

@@ -16,6 +16,9 @@ use crate::source::ranges;
 /// Arguments that say how to look at the result, not how to build it.
 const NO_ENV: &[&str] = &["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
+/// Bytes of all variables. A kernel starts no program with more.
+const MAX_ENV: usize = 2 << 20;
+
 /// A working directory, in `current` unless it is absolute. An absolute one stays as it is
 /// written, so that images come out as BuildKit's.
 pub(super) fn workdir(current: &str, path: &str) -> String {
@@ -63,6 +66,15 @@ impl Converter<'_> {
             stage.image.set_env(&env.key, &env.value);
         }
         self.stages[place].commit(message, false, false);
+        self.bounded(place)
+    }
+
+    fn bounded(&self, place: usize) -> Result<()> {
+        if self.stages[place].state.env().size() > MAX_ENV {
+            return Err(FrontendError::invalid(format!(
+                "the variables have more than {MAX_ENV} bytes"
+            )));
+        }
         Ok(())
     }
 
@@ -123,7 +135,7 @@ impl Converter<'_> {
             stage.args.push(arg);
         }
         self.stages[place].commit(format!("ARG {}", texts.join(" ")), false, false);
-        Ok(())
+        self.bounded(place)
     }
 
     pub(super) fn workdir(&mut self, place: usize, command: &Command, path: &str) -> Result<()> {

@@ -119,7 +119,8 @@ impl Converter<'_> {
         let mut actions = Vec::new();
         for path in &cfg.sources.paths {
             message.push_str(&format!(" {path}"));
-            let copy = match GitRef::parse(path) {
+            // The flag makes no sense for anything else.
+            let copy = match GitRef::parse_as(path, cfg.keep_git_dir.is_some()) {
                 Parsed::Invalid(error) => return Err(FrontendError::invalid(error)),
                 Parsed::Git(git) if !git.could_be_local => {
                     repository(&cfg, &git, &name, common.clone())?

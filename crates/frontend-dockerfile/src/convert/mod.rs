@@ -197,7 +197,9 @@ impl<'a> Converter<'a> {
         self.make_stages(program.stages)?;
         let target = self.target()?;
         self.connect()?;
-        let reachable = self.resolve(target).await?;
+        // What is ignored takes a trip to the client, which the registry's does not wait for.
+        let request = self.request;
+        let (reachable, _) = futures::try_join!(self.resolve(target), request.ignore_patterns())?;
         self.walk(&reachable).await?;
         self.finish(target).await?;
         Ok(target)

@@ -87,7 +87,10 @@ pub(super) fn of(stages: &[StageState], target: usize, text: &[u8]) -> Outline {
     let mut args: BTreeMap<String, ArgInfo> = BTreeMap::new();
     let mut secrets = BTreeMap::new();
     let mut ssh = BTreeMap::new();
-    for stage in super::plan::reachable(stages, target) {
+    // What the target says of a parameter counts before what others say of it.
+    let others = super::plan::reachable(stages, target);
+    let others = others.into_iter().rev().filter(|stage| *stage != target);
+    for stage in std::iter::once(target).chain(others) {
         let capture = &stages[stage].capture;
         let mut left: Vec<_> = capture.used.iter().collect();
         let mut seen = BTreeSet::new();

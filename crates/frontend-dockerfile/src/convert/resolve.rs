@@ -132,8 +132,7 @@ impl Converter<'_> {
         };
         let resolved = self
             .request
-            .bridge
-            .resolve_image_config(
+            .image(
                 &full,
                 ImageOptions {
                     log_name: format!("{prefix} load metadata for {full}"),

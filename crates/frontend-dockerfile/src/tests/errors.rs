@@ -152,6 +152,10 @@ fn requests_that_cannot_be_met() {
     ] {
         assert_eq!(fails(text, &opts).0, error);
     }
+    let doubled = format!("FROM alpine\nENV a=xxxxxxxx\n{}", "ENV a=$a$a\n".repeat(40));
+    let (error, line) = fails(&doubled, &[]);
+    assert!(error.ends_with("the expansion is too long"), "{error}");
+    assert_eq!(line, Some(20));
     assert_eq!(fails("", &[]).0, "the Dockerfile cannot be empty");
     let old = Fake::new(text).without_cap("file.base").run(&[]);
     assert!(old.error().0.starts_with("needs BuildKit 0.5 or later: "));

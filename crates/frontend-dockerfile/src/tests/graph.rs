@@ -113,6 +113,11 @@ fn stages_that_nothing_needs_are_left_out() {
     assert!(!names.iter().any(|name| name.contains("RUN b")));
     assert!(names.contains(&"[stage-2 3/3] COPY --from=0 /z /".to_owned()));
     assert_eq!(outcome.fake.looked_up.lock().unwrap().len(), 2);
+    let same = build(
+        "FROM alpine AS a\nFROM alpine\nCOPY --from=a / /\nCOPY --from=alpine / /\n",
+        &[],
+    );
+    assert_eq!(same.fake.looked_up.lock().unwrap().len(), 1);
     assert_eq!(outcome.copy("COPY --from=a").src, "/x");
     let outcome = build(text, &[("target", "A")]);
     assert_eq!(outcome.names().last().unwrap(), "[a 2/2] RUN a");

@@ -163,6 +163,15 @@ fn builds_warn() {
     ] {
         assert_eq!(build(text, &[]).warnings(), [warning], "{text}");
     }
+    let text = "# about\nARG A B\n# x y\n# build it\nFROM ${A:-alpine} AS build\n# no\nARG C\n";
+    let all = [("build-arg:BUILDKIT_DOCKERFILE_CHECK", "experimental=all")];
+    assert_eq!(
+        build(text, &all).warnings(),
+        [
+            "InvalidDefinitionDescription: Comment for ARG should follow the format: `# <arg_key> <description>` (line 2)",
+            "InvalidDefinitionDescription: Comment for ARG should follow the format: `# C <description>` (line 7)",
+        ]
+    );
     let outcome = build("ARG I\nFROM $I\n", &[("build-arg:I", "alpine")]);
     assert_eq!(
         outcome.warnings(),
@@ -172,7 +181,10 @@ fn builds_warn() {
     );
     let outcome = Fake::new("FROM alpine\nCOPY a/b /\n")
         .file("context", ".dockerignore", "a\n")
-        .run(&[]);
+        .run(&[(
+            "build-arg:BUILDKIT_DOCKERFILE_CHECK",
+            "experimental=CopyIgnoredFile",
+        )]);
     assert_eq!(
         outcome.warnings(),
         [

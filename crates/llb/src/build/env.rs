@@ -30,6 +30,14 @@ impl EnvList {
             .map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Bytes of all names and values.
+    pub fn size(&self) -> usize {
+        self.0
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum()
+    }
+
     /// `KEY=value` lines in order.
     pub fn to_lines(&self) -> Vec<String> {
         self.iter()
