@@ -320,6 +320,11 @@ impl LocalRef {
         mount(self.shared(), self.id(), mounts, Some(self.clone())).await
     }
 
+    /// Where mounts for a short time belong: what is left there is swept when the cache is opened.
+    pub fn mounts_folder(&self) -> &Path {
+        &self.shared().mounts
+    }
+
     /// The digest of the files at `path`, by BuildKit's rules (`cache/contenthash`): metadata
     /// without times, and content. What was hashed is remembered.
     ///

@@ -22,8 +22,10 @@ use crate::{Compression, CompressionOptions, LayerError, blob};
 /// Bytes of a block before compression. Zstd's window is larger: it gains from larger blocks.
 const GZIP_BLOCK: usize = 1 << 20;
 const ZSTD_BLOCK: usize = 4 << 20;
-/// libdeflate's 6 packs like zlib's 7 in a third of the time of zlib's 6.
-const GZIP_LEVEL: i32 = 6;
+/// Measured with 200 MB of programs and documents: 0.370 of the size at 88 MB/s for each
+/// processor, where gzip's own 6 gives 0.371 at 20. (Level 6: 0.367 at 65; level 1: 0.402 at 196.)
+const GZIP_LEVEL: i32 = 5;
+/// 0.357 at 231 MB/s, by the same measure.
 const ZSTD_LEVEL: i32 = 3;
 
 /// The threads that compress, in the whole process: one for each processor.

@@ -87,7 +87,9 @@ async fn made(one: &ImmutableRef, context: &ExportContext) -> Result<Layer, Laye
     }
     let local = one.localize(&context.fill).await?;
     let (lower, upper) = local.diff_mounts().await?;
-    let layer = pack::pack(&context.content, &name, lower, upper, &context.compression).await?;
+    let (content, options) = (&context.content, &context.compression);
+    let scratch = local.mounts_folder();
+    let layer = pack::pack_in(content, &name, lower, upper, options, scratch).await?;
     one.set_layer(layer.clone()).await?;
     Ok(layer)
 }

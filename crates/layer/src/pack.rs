@@ -36,7 +36,8 @@ const BUFFER: usize = 256 << 10;
 /// `upper` shows, as a layer in `content`. `name` is the name of the ingest.
 ///
 /// When `upper` is an overlay of one folder more than `lower`, only that folder is read;
-/// else both trees are compared.
+/// else both trees are compared. What has to be mounted for that is mounted in the system's
+/// folder for temporary files.
 ///
 /// # Cancel safety
 /// When the future is dropped nothing is stored.
@@ -47,8 +48,25 @@ pub async fn pack(
     upper: Vec<Mount>,
     options: &CompressionOptions,
 ) -> Result<Layer, LayerError> {
+    let scratch = std::env::temp_dir();
+    pack_in(content, name, lower, upper, options, &scratch).await
+}
+
+/// As [`pack()`], with mounts in `scratch`: a folder that somebody sweeps if this process dies.
+///
+/// # Cancel safety
+/// When the future is dropped nothing is stored.
+pub async fn pack_in(
+    content: &Arc<dyn ContentStore>,
+    name: &str,
+    lower: Vec<Mount>,
+    upper: Vec<Mount>,
+    options: &CompressionOptions,
+    scratch: &Path,
+) -> Result<Layer, LayerError> {
+    let scratch = scratch.to_owned();
     let made = compress::store(content, name, options, move |output| {
-        let trees = Trees::open(&lower, &upper)?;
+        let trees = Trees::open(&lower, &upper, &scratch)?;
         trees.write(&mut *output)
     });
     Ok(layer(made.await?))
@@ -111,7 +129,7 @@ struct Trees {
 }
 
 impl Trees {
-    fn open(lower: &[Mount], upper: &[Mount]) -> Result<Self, LayerError> {
+    fn open(lower: &[Mount], upper: &[Mount], scratch: &Path) -> Result<Self, LayerError> {
         let mut mounted = Vec::new();
         let mut show = |mounts: &[Mount]| -> Result<PathBuf, LayerError> {
             if let [only] = mounts
@@ -119,9 +137,8 @@ impl Trees {
             {
                 return Ok(only.source.clone());
             }
-            let dir = std::env::temp_dir();
             let mounts: Vec<_> = mounts.iter().cloned().map(Mount::read_only).collect();
-            mounted.push(MountedDir::mount(&mounts, &dir)?);
+            mounted.push(MountedDir::mount(&mounts, scratch)?);
             Ok(mounted[mounted.len() - 1].path().to_owned())
         };
         let open = |path: PathBuf| Root::open(&path).map_err(LayerError::io("open", &path));

@@ -544,6 +544,10 @@ pub(crate) fn may_pass(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            if io.kind() == ErrorKind::InvalidData {
+                // TLS: the peer refused, or is not whom it should be.
+                return false;
+            }
             let passes = matches!(
                 io.kind(),
                 ErrorKind::ConnectionReset
