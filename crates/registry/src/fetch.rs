@@ -100,7 +100,7 @@ impl Fetch for BlobFetcher {
             Ok(reader) => Ok(Box::new(reader)),
             Err(error) => Err(ContentError::Backend {
                 attempt: format!(
-                    "failed to copy: fetch {} from {}",
+                    "fetch {} from {}",
                     descriptor.digest(),
                     self.inner.reference
                 ),
