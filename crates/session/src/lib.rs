@@ -2,8 +2,8 @@
 //!
 //! A client opens a byte stream to the daemon ([`Tunnel`]) and serves gRPC on it
 //! ([`serve`]); the daemon keeps it in a [`Manager`] as a [`Session`] and asks it for what a
-//! build needs ([`filesync`], [`auth`], [`secrets`], [`ssh`]), or several of them until one
-//! answers ([`Group`]). Nothing that comes over a session is trusted: files are written below
+//! build needs ([`filesync`], [`upload`], [`auth`], [`secrets`], [`ssh`]), or several of them
+//! until one answers ([`Group`]). Nothing that comes over a session is trusted: files are written below
 //! one directory, in order, and only if they were asked for.
 //!
 //! This crate refuses to know what the files are for: no refs, no snapshots, no build graph,
@@ -71,6 +71,7 @@ pub mod auth;
 pub mod secrets;
 pub mod serve;
 pub mod ssh;
+pub mod upload;
 
 pub use error::SessionError;
 pub use group::Group;

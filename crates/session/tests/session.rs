@@ -12,7 +12,7 @@ use cooper_session::auth::Credentials;
 use cooper_session::filesync::{self, SyncRequest};
 use cooper_session::serve::{self, AuthProvider, Output, SecretProvider, Services, SshAgent};
 use cooper_session::{
-    Group, Manager, Session, SessionError, SessionMeta, Tree, auth, secrets, ssh,
+    Group, Manager, Session, SessionError, SessionMeta, Tree, auth, secrets, ssh, upload,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -256,6 +256,30 @@ async fn credentials_and_secrets_are_given() {
         assert_eq!(secrets::get(&session, "other").await.unwrap(), None);
         let error = secrets::get(&session, "big").await.unwrap_err();
         assert_eq!(error.to_string(), "invalid secret size 512001");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_is_uploaded_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("context.tar");
+    let bytes: Vec<u8> = (0..500_000u32).map(|n| (n / 5) as u8).collect();
+    std::fs::write(&file, &bytes).unwrap();
+    let services = Services {
+        uploads: BTreeMap::from([("the-name".to_owned(), file)]),
+        ..Services::default()
+    };
+    with(services, async |session| {
+        let mut read = Vec::new();
+        let mut file = upload::pull(&session, "/the-name").unwrap();
+        file.read_to_end(&mut read).await.unwrap();
+        assert!(read == bytes);
+        for name in ["/the-name", "/other"] {
+            let mut file = upload::pull(&session, name).unwrap();
+            let error = file.read_to_end(&mut read).await.unwrap_err().to_string();
+            assert!(error.contains("no http response from session"), "{error}");
+        }
     })
     .await;
 }

@@ -28,6 +28,7 @@ use crate::filesync::{DIR_NAME, EXCLUDE, FILE_SYNC, FOLLOW, INCLUDE, values};
 use crate::secrets::MAX_SECRET_SIZE;
 use crate::stat::errno_text;
 use crate::transfer::{self, QUEUE};
+use crate::upload::URL_PATH;
 use crate::{SessionError, Tree, Tunnel};
 
 use super::{AuthProvider, SecretProvider};
@@ -184,7 +185,7 @@ impl upload_server::Upload for Uploads {
         &self,
         request: Request<Streaming<upload::BytesMessage>>,
     ) -> Result<Response<Answer<upload::BytesMessage>>, Status> {
-        let path = values(request.metadata(), "urlpath").into_iter().next();
+        let path = values(request.metadata(), URL_PATH).into_iter().next();
         let path = path.unwrap_or_default();
         let name = path.rsplit('/').next().unwrap_or_default();
         let file = {

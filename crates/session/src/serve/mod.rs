@@ -28,12 +28,12 @@ use crate::connect::{CONNECTION_WINDOW, Guarded, STREAM_WINDOW};
 use crate::filesync::{FILE_SEND, FILE_SYNC};
 use crate::secrets::GET_SECRET;
 use crate::ssh::{CHECK_AGENT, FORWARD_AGENT};
+use crate::upload::PULL;
 use crate::{SessionError, Tree};
 
 pub use output::{Output, Writer};
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
-const UPLOAD: &str = "/moby.upload.v1.Upload/Pull";
 
 /// Gives registry credentials.
 #[async_trait]
@@ -94,7 +94,7 @@ impl Services {
             (self.secrets.is_some(), &[GET_SECRET]),
             (!self.ssh.is_empty(), &[CHECK_AGENT, FORWARD_AGENT]),
             (!self.outputs.is_empty(), &[FILE_SEND]),
-            (!self.uploads.is_empty(), &[UPLOAD]),
+            (!self.uploads.is_empty(), &[PULL]),
         ];
         let offered = groups.iter().filter(|(offered, _)| *offered);
         offered
