@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use cooper_session::{Group, secrets};
+use cooper_session::{Group, secrets, upload};
 use reqwest::header::{AUTHORIZATION, HeaderValue, IF_NONE_MATCH};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Body, Method, RequestBuilder, Response, Url};
+use tokio_util::io::ReaderStream;
 
 use super::Http;
 use crate::SourceError;
@@ -16,6 +17,9 @@ const HOST_TOKEN: &str = "HTTP_AUTH_TOKEN_";
 impl Http {
     /// The file.
     pub(super) async fn get(&self, sessions: &Group) -> Result<Response, SourceError> {
+        if self.url.host_str() == Some(upload::HOST) {
+            return self.uploaded(sessions).await;
+        }
         let request = self.request(Method::GET, sessions).await?;
         let response = request.send().await.map_err(self.http("get"))?;
         let status = response.status().as_u16();
@@ -26,6 +30,16 @@ impl Http {
             });
         }
         Ok(response)
+    }
+
+    /// A file that a client streams, as if a server sent it.
+    async fn uploaded(&self, sessions: &Group) -> Result<Response, SourceError> {
+        let path = self.url.path();
+        let file = sessions
+            .any(|session| async move { upload::pull(&session, path) })
+            .await?;
+        let body = Body::wrap_stream(ReaderStream::new(file));
+        Ok(Response::from(http::Response::new(body)))
     }
 
     /// The headers of the file, if it has none of the `tags`.
