@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -130,21 +131,34 @@ impl LocalExporter {
 
 /// Says how much was sent, ten times in a second at most.
 struct Progress {
-    status: StatusGuard,
+    status: Option<StatusGuard>,
     last: std::sync::Mutex<(Instant, u64)>,
+    bytes: AtomicU64,
 }
 
 impl Progress {
     fn new(status: StatusGuard) -> Self {
         Self {
-            status,
+            status: Some(status),
             last: std::sync::Mutex::new((Instant::now(), 0)),
+            bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Says the last amount, which may have come too soon after the one before.
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        if let Some(status) = self.status.take() {
+            status.finish(i64::try_from(bytes).unwrap_or(i64::MAX), 0);
         }
     }
 }
 
 impl Watch for Progress {
     fn transferred(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
         let mut last = self
             .last
             .lock()
@@ -152,7 +166,9 @@ impl Watch for Progress {
         let now = Instant::now();
         if bytes > last.1 && (last.1 == 0 || now.duration_since(last.0).as_millis() >= 100) {
             *last = (now, bytes);
-            self.status.set(i64::try_from(bytes).unwrap_or(i64::MAX), 0);
+            if let Some(status) = &self.status {
+                status.set(i64::try_from(bytes).unwrap_or(i64::MAX), 0);
+            }
         }
     }
 }
