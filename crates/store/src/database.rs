@@ -12,6 +12,8 @@ use crate::{Seq, StoreError};
 
 /// The format of the file, raised when an older program could not read it.
 const VERSION: i64 = 1;
+/// Pages of 4 KiB that the log may have before a commit folds it.
+const LOG_PAGES: i64 = 16 << 10;
 /// Idle connections for reading that are kept.
 const READERS: usize = 4;
 
@@ -231,7 +233,24 @@ impl Store {
             .and_then(|result| result)
             .map_err(StoreError::Durable)?;
         self.durable(Some((boot.to_owned(), seq))).await?;
+        self.fold().await;
         Ok(seq)
+    }
+
+    /// Moves what is in the log into the database, on a connection of its own: SQLite syncs
+    /// both for it, and whoever commits meanwhile does not wait for that.
+    async fn fold(&self) {
+        let inner = self.inner.clone();
+        let folding = tokio::task::spawn_blocking(move || {
+            let Location::File(_) = inner.location else {
+                return Ok(());
+            };
+            let connection = inner.location.connect()?;
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        });
+        if let Ok(Err(error)) = folding.await {
+            tracing::warn!(%error, "the log of the metadata store could not be shortened");
+        }
     }
 
     /// Makes the rows that are committed now survive the death of the machine, without a word
@@ -270,6 +289,11 @@ impl Location {
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
+        // Folding the log syncs, and whoever commits when it is due would wait for that. It is
+        // done beside the writer at each checkpoint; this is only the bound when there is none.
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        // Bytes that the file of the log keeps when it begins anew.
+        connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
         // KiB for each connection: an idle daemon is small.
         connection.pragma_update(None, "cache_size", -512)?;
         if matches!(self, Self::Memory(_)) {
