@@ -92,11 +92,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
             self.want_inputs(id, Want::Slow);
         }
         let slow = (0..count).all(|dep| self.dep_reached(id, dep) >= Want::Slow);
-        if slow || hopeless {
-            for (dep, by_content) in by_content.iter().enumerate() {
-                if *by_content {
-                    self.compute_content(id, dep);
-                }
+        for dep in (0..count).filter(|dep| by_content[*dep]) {
+            // Nothing but its content can lead to a result: it is not made to wait for the other
+            // inputs, so that independent branches are built at the same time.
+            let needed = self.dep_reached(id, dep) >= Want::Slow
+                && self.edge(id).matched.iter().all(|map| map[dep].is_empty());
+            if slow || hopeless || needed {
+                self.compute_content(id, dep);
             }
         }
         let content = (0..count).all(|dep| !by_content[dep] || known(self, dep));
