@@ -116,7 +116,10 @@ impl Request {
             let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
             images.entry(key).or_default().clone()
         };
-        let look_up = || self.bridge.resolve_image_config(reference, options);
+        let look_up = || async {
+            let found = self.bridge.resolve_image_config(reference, options).await;
+            found.map_err(|error| unresolved(reference, error))
+        };
         lookup.get_or_try_init(look_up).await.cloned()
     }
 
@@ -437,3 +440,14 @@ fn is_archive(head: &[u8]) -> bool {
 
 /// The lines of nothing in particular: the top of the file.
 pub(crate) const TOP: Span = Span { start: 1, end: 1 };
+
+/// Which image could not be looked up, in BuildKit's words.
+pub(crate) fn unresolved(reference: &str, error: FrontendError) -> FrontendError {
+    match error {
+        FrontendError::Cancelled => error,
+        error => FrontendError::bridge(
+            format!("failed to resolve source metadata for {reference}"),
+            error,
+        ),
+    }
+}

@@ -11,7 +11,7 @@ use cooper_llb::platform;
 use cooper_proto::pb;
 use cooper_registry::Reference;
 
-use crate::context::{Request, git_context};
+use crate::context::{Request, git_context, unresolved};
 use crate::image::{Image, key_value};
 
 /// Paths that a stage's files are used by.
@@ -189,10 +189,11 @@ impl Request {
         let reference = Reference::parse(name)
             .map_err(|error| FrontendError::bridge(format!("failed to parse {name}"), error))?;
         let key = &named.key;
+        let full = reference.to_string();
         let resolved = self
             .bridge
             .resolve_image_config(
-                &reference.to_string(),
+                &full,
                 ImageOptions {
                     log_name: format!("[context {key}] load metadata for {name}"),
                     platform: named.platform.clone(),
@@ -200,7 +201,8 @@ impl Request {
                     ..ImageOptions::default()
                 },
             )
-            .await?;
+            .await
+            .map_err(|error| unresolved(&full, error))?;
         let mut constraints = Constraints::named(format!("[context {key}] {name}"));
         constraints.platform.clone_from(&named.platform);
         let state = State::image(&resolved.reference, ImageSource::default(), constraints);
@@ -248,7 +250,8 @@ impl Request {
                     ..ImageOptions::default()
                 },
             )
-            .await?;
+            .await
+            .map_err(|error| unresolved(&dummy, error))?;
         let mut constraints = Constraints::named(format!("[context {key}] OCI load from client"));
         constraints.platform.clone_from(&named.platform);
         let layout = OciLayout {

@@ -29,12 +29,12 @@ fn mistakes_are_located() {
         ),
         (
             "FROM nowhere\n",
-            "nowhere: docker.io/library/nowhere:latest: not found",
+            "nowhere: failed to resolve source metadata for docker.io/library/nowhere:latest: docker.io/library/nowhere:latest: not found",
             Some(1),
         ),
         (
             "FROM alpin\n",
-            "alpin: docker.io/library/alpin:latest: not found (did you mean alpine?)",
+            "alpin: failed to resolve source metadata for docker.io/library/alpin:latest: docker.io/library/alpin:latest: not found (did you mean alpine?)",
             Some(1),
         ),
         (
