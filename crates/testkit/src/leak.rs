@@ -1,17 +1,22 @@
 //! What a test left on the machine.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
 
 /// Remembers the machine's mounts, control groups, processes, named network namespaces and
 /// temporary files, to be compared with what is there at the end of a test.
 ///
-/// It sees the whole machine, so tests that use it run one at a time.
+/// It sees the whole machine, so tests that use it run one at a time: the next one, in whatever
+/// process, begins when this one was checked.
 #[must_use = "a watch that nobody checks sees nothing"]
 #[derive(Debug)]
 pub struct Watch {
     before: Seen,
+    _alone: Flock<File>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,10 +29,15 @@ struct Seen {
 }
 
 impl Watch {
-    /// Looks at the machine as it is now.
+    /// Looks at the machine as it is now, once nobody else watches it.
     pub fn begin() -> Self {
+        let path = std::env::temp_dir().join("cooper-watch.lock");
+        let file = File::options().create(true).append(true).open(&path);
+        let alone = Flock::lock(file.unwrap(), FlockArg::LockExclusive);
+        let alone = alone.map_err(|(_, error)| error).unwrap();
         Self {
             before: Seen::now(),
+            _alone: alone,
         }
     }
 
@@ -163,23 +173,32 @@ pub fn running(command: &str) -> usize {
         .count()
 }
 
-/// Processes that are not the kernel's, by number and command line; this one's and its
-/// direct children's that are still running tests' helpers are the caller's to end.
+/// Processes by number and command line: those of the programs that tests start, and whatever
+/// runs in a container. Programs that only have such a name among their arguments are others'.
 fn processes() -> BTreeSet<String> {
-    let own = std::process::id();
+    const PROGRAMS: &[&str] = &[
+        "cooper",
+        "cooperd",
+        "runc",
+        "crun",
+        "docker-buildx",
+        "docker-registry",
+        "skopeo",
+    ];
+    let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
+    let own = namespace(Path::new("/proc/self"));
     entries(Path::new("/proc"))
         .iter()
         .filter_map(|path| {
             let pid: u32 = path.file_name()?.to_str()?.parse().ok()?;
             let line = std::fs::read(path.join("cmdline")).ok()?;
-            if pid == own || line.is_empty() {
-                return None;
-            }
+            let program = line.split(|byte| *byte == 0).next()?;
+            let program = String::from_utf8_lossy(program);
+            let name = program.rsplit('/').next().unwrap_or_default();
+            let contained = namespace(path).is_some_and(|found| Some(&found) != own.as_ref());
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            let ours = ["cooper", "buildkit", "runc", "docker-registry", "buildx"];
-            ours.iter()
-                .any(|part| line.contains(part))
-                .then(|| format!("{pid} {line}"))
+            (!line.is_empty() && (contained || PROGRAMS.contains(&name)))
+                .then(|| format!("{pid} {}", line.trim_end()))
         })
         .collect()
 }

@@ -21,7 +21,7 @@ fn a_second_daemon_on_one_root_is_refused() {
             .build(&context, &["--output=type=cacheonly"])
             .success();
     }
-    drop(daemon);
+    drop((daemon, context));
     watch.check();
 }
 

@@ -21,7 +21,8 @@ const CASES: &[Case] = &[
         &[],
         &["Dockerfile:2", "COPY requires at least two arguments"],
     ),
-    ("", &[], &["file with no instructions"]),
+    ("", &[], &["the Dockerfile cannot be empty"]),
+    ("# nothing\n", &[], &["file with no instructions"]),
     ("RUN true\n", &[], &["no build stage in current context"]),
     (
         "FROM scratch AS one\nCOPY Dockerfile /\n",

@@ -36,11 +36,14 @@ fn a_broken_registry_is_broken_in_the_way_that_it_says() {
         (Fault::WrongLayer, "match"),
     ] {
         let registry = BrokenRegistry::start(fault);
-        let into = tempfile::Builder::new().prefix("cooper-broken-").tempdir();
+        let into = tempfile::Builder::new()
+            .prefix("cooper-broken-")
+            .tempdir()
+            .unwrap();
         run(Command::new("skopeo")
             .args(["copy", "--retry-times=0", "--src-tls-verify=false"])
             .arg(format!("docker://{}", registry.image()))
-            .arg(format!("dir:{}", into.unwrap().path().display())))
+            .arg(format!("dir:{}", into.path().display())))
         .fails_with(&[part]);
     }
     drop((sound, pulled));
