@@ -217,6 +217,35 @@ impl CacheManager {
         Ok(found)
     }
 
+    /// Notes where the layers of a chain, the lowest first, can be fetched from, on those refs of
+    /// theirs that are still to be fetched: an image that is known may come from another place
+    /// by now.
+    pub async fn note_sources(&self, layers: &[Layer]) -> Result<(), CacheError> {
+        let mut noted = Vec::new();
+        {
+            let mut state = self.shared.state();
+            let mut below = None;
+            for layer in layers {
+                let chains = state.chains_on(below.as_ref(), layer);
+                let Some(id) = chains.and_then(|(_, blobs)| state.by_blob_chain(&blobs)) else {
+                    break;
+                };
+                let lazy = state
+                    .get(&id)
+                    .is_some_and(|entry| entry.record.state == Stage::Lazy);
+                if lazy && let Some(handed) = self.more_sources(&mut state, &id, layer.clone())? {
+                    noted.push((id.clone(), handed));
+                }
+                below = Some(id);
+            }
+        }
+        for (id, handed) in noted {
+            self.shared.touch();
+            self.shared.committed(&id, handed).await?;
+        }
+        Ok(())
+    }
+
     /// Notes references that the layer of `id` can be fetched from, when they are new.
     fn more_sources(
         &self,
@@ -228,15 +257,17 @@ impl CacheManager {
         let Some(known) = entry.and_then(|entry| entry.record.layer.as_mut()) else {
             return Ok(None);
         };
-        let before = known.sources.len();
-        for source in layer.sources {
-            if !known.sources.contains(&source) && known.sources.len() < MOST_SOURCES {
-                known.sources.push(source);
-            }
-        }
-        if known.sources.len() == before {
+        let new: Vec<_> = layer
+            .sources
+            .into_iter()
+            .filter(|source| !known.sources.contains(source))
+            .collect();
+        if new.is_empty() {
             return Ok(None);
         }
+        // What a build names now is tried before what earlier ones named.
+        known.sources.splice(..0, new);
+        known.sources.truncate(MOST_SOURCES);
         self.shared.hand_over(state, id, |_| Ok(())).map(Some)
     }
 

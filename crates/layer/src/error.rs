@@ -69,7 +69,7 @@ pub enum LayerError {
         /// The blob.
         digest: Digest,
     },
-    /// The layer could not be fetched from anywhere; the source is the last place's.
+    /// The layer could not be fetched from anywhere; the source is the first place's.
     #[error("failed to copy {digest}")]
     Fetch {
         /// The blob.

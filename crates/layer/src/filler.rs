@@ -223,7 +223,7 @@ impl Inner {
         let descriptor = &layer.descriptor;
         let digest = descriptor.digest();
         let status = self.progress.status(digest.as_ref(), "downloading");
-        let mut last = None;
+        let mut first = None;
         for fetch in self.fetch.fetch_for(layer) {
             let copied = self
                 .copy(layer, fetch.as_ref(), &mut *ingest, &mut unpacking, &status)
@@ -239,11 +239,12 @@ impl Inner {
                 Err(LayerError::Canceled) => return Err(LayerError::Canceled),
                 Err(error) => {
                     tracing::debug!(%digest, %error, "trying the next place");
-                    last = Some(error);
+                    // That of the place that the build names.
+                    first.get_or_insert(error);
                 }
             }
         }
-        Err(last.unwrap_or_else(|| LayerError::NoSource {
+        Err(first.unwrap_or_else(|| LayerError::NoSource {
             digest: digest.clone(),
         }))
     }

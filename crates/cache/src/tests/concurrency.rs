@@ -143,7 +143,12 @@ async fn the_same_blobs_are_the_same_ref() {
     other.sources = vec!["example.com/other".into()];
     cache.get_by_blob(None, other, named("c")).await.unwrap();
     let sources = base.layer().unwrap().sources;
-    assert_eq!(sources, ["example.com/a:latest", "example.com/other"]);
+    assert_eq!(sources, ["example.com/other", "example.com/a:latest"]);
+    // Also when only its layers are named, and not those that nobody knows.
+    let mut third = layer("a");
+    third.sources = vec!["example.com/third".into()];
+    cache.note_sources(&[third, layer("new")]).await.unwrap();
+    assert_eq!(base.layer().unwrap().sources[0], "example.com/third");
     let top = cache.get_by_blob(Some(&base), layer("a"), named("d")).await;
     assert_ne!(top.unwrap(), base);
     // A ref that was packed is found as well.

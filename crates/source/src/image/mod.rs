@@ -126,6 +126,9 @@ impl Image {
                         count: found.layers.len(),
                     });
                 }
+                // The image may be found in the cache, and its layers be elsewhere by now.
+                let cache = &self.source.cache;
+                cache.note_sources(self.layers(&found)).await?;
                 status.done();
                 Ok(found)
             })
