@@ -199,7 +199,9 @@ impl Unpack<'_> {
             }
         }
         self.metadata(from.header(), &to, kind, &xattrs)?;
-        let time = i64::try_from(from.header().mtime()?).unwrap_or(0);
+        let header = from.header();
+        let time = or_zero(&header.as_old().mtime, header.mtime())?;
+        let time = i64::try_from(time).unwrap_or(0);
         let time = time.saturating_mul(1_000_000_000);
         if kind == EntryType::Directory {
             self.times.push((path, time));
@@ -233,13 +235,18 @@ impl Unpack<'_> {
         let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("invalid owner"));
         let (uid, gid) = match self.scene.owner {
             Some(owner) => owner,
-            None => (id(header.uid()?)?, id(header.gid()?)?),
+            None => {
+                let fields = header.as_old();
+                let uid = or_zero(&fields.uid, header.uid())?;
+                (id(uid)?, id(or_zero(&fields.gid, header.gid())?)?)
+            }
         };
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let here = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(&to.dir, &to.name, Some(uid), Some(gid), here)?;
         if kind != EntryType::Symlink {
-            let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
+            let mode = or_zero(&header.as_old().mode, header.mode())?;
+            let mode = Mode::from_raw_mode(mode & 0o7777);
             rustix::fs::chmodat(&to.dir, &to.name, mode, AtFlags::empty())?;
         }
         for (name, value) in xattrs {
@@ -252,6 +259,14 @@ impl Unpack<'_> {
         }
         Ok(())
     }
+}
+
+/// A number of a header. One that was left out is 0, as Go and GNU tar read it.
+fn or_zero<T: Default>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
+    number
 }
 
 fn node(header: &Header, kind: EntryType, to: &Entry) -> io::Result<()> {
