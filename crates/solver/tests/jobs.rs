@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cooper_progress::{Collect, Discard, Event};
 use cooper_solver::{
-    CacheMap, Digest, Domain, Edge, Job, Op, OpContext, OpError, SolveError, Solver, SolverConfig,
-    Vertex, VertexOptions,
+    CacheDep, CacheMap, ContentKey, Digest, Domain, Edge, Job, Op, OpContext, OpError, SolveError,
+    Solver, SolverConfig, Vertex, VertexOptions,
 };
 use tokio::sync::Notify;
 
@@ -39,6 +39,16 @@ enum Act {
 
 struct Step(Act);
 
+/// The content of a text is its length, as far as these tests care.
+struct Text;
+
+#[async_trait]
+impl ContentKey<Words> for Text {
+    async fn content_key(&self, _: &OpContext<Words>, input: &String) -> Result<Digest, OpError> {
+        Ok(format!("sha256:{:064x}", input.len()).parse()?)
+    }
+}
+
 struct OnDrop<'a>(&'a Stage);
 
 impl Drop for OnDrop<'_> {
@@ -50,9 +60,13 @@ impl Drop for OnDrop<'_> {
 #[async_trait]
 impl Op<Words> for Step {
     async fn cache_map(&self, cx: &OpContext<Words>, _: usize) -> Result<CacheMap<Words>, OpError> {
+        let by_content = |_| CacheDep {
+            content: Some(Arc::new(Text) as Arc<dyn ContentKey<Words>>),
+            selector: None,
+        };
         Ok(CacheMap {
             digest: cx.vertex().digest.clone(),
-            deps: vec![],
+            deps: cx.vertex().inputs.iter().map(by_content).collect(),
             last: true,
         })
     }
@@ -136,6 +150,30 @@ async fn two_jobs_share_an_execution_and_one_may_leave() {
 async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
     let pending = tokio::time::timeout(Duration::from_millis(50), future);
     pending.await.is_err()
+}
+
+#[tokio::test]
+async fn branches_that_meet_one_by_one_are_built_at_the_same_time() {
+    let solver = solver();
+    let stages = [Arc::new(Stage::default()), Arc::new(Stage::default())];
+    let a = vertex('a', Act::Wait(stages[0].clone()), &[]);
+    let b = vertex('b', Act::Wait(stages[1].clone()), &[]);
+    let first = vertex('c', Act::Say("first"), &[&a]);
+    let both = vertex('d', Act::Say("both"), &[&first, &b]);
+    let job = solver.job("only", Arc::new(Discard));
+    let graph = [a, b, first, both];
+    let meet = async {
+        for stage in &stages {
+            stage.entered.notified().await;
+        }
+        for stage in &stages {
+            stage.go.notify_one();
+        }
+    };
+    let limit = Duration::from_secs(10);
+    let met = tokio::time::timeout(limit, async { tokio::join!(build(&job, &graph), meet) });
+    let (built, ()) = met.await.expect("neither waits for the other");
+    assert_eq!(built.unwrap(), "waited first waited both");
 }
 
 #[tokio::test]
