@@ -1,0 +1,209 @@
+//! Everything put together.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cooper_control::Version;
+use cooper_engine::{Engine, EngineConfig};
+use cooper_executor::DnsConfig;
+use cooper_frontend::Frontend;
+use cooper_frontend_dockerfile::DockerfileFrontend;
+use cooper_llb::Entitlements;
+use cooper_registry::{HostConfig, KeyPair};
+use cooper_session::Manager;
+use cooper_sys::FileLock;
+use cooper_worker::{Context, Controller, WorkerSettings};
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{RegistryConfig, WorkerConfig};
+use crate::{Config, DaemonError, workers};
+
+/// How long calls may take to tell their clients that the daemon stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// The name of the built-in frontend in the configuration.
+const DOCKERFILE: &str = "dockerfile.v0";
+
+/// A daemon that is ready to serve. It alone works on its root.
+pub struct Daemon {
+    engine: Arc<Engine>,
+    // Last: released when everything else is gone.
+    lock: FileLock,
+}
+
+/// The daemon's version.
+pub(crate) fn version() -> Version {
+    let revision = option_env!("COOPER_REVISION");
+    Version {
+        revision: revision.unwrap_or("unknown").to_owned(),
+        ..Version::default()
+    }
+}
+
+impl Daemon {
+    /// Opens what is kept in the root and makes the workers.
+    ///
+    /// # Errors
+    /// Another daemon works on the root, the root cannot be used, or there is no worker.
+    pub async fn assemble(config: &Config) -> Result<Self, DaemonError> {
+        for name in config.without_effect() {
+            tracing::warn!("the setting {name} has no effect");
+        }
+        if !config.grpc.tls.cert.is_empty() || !config.grpc.tls.key.is_empty() {
+            return Err(DaemonError::Unsupported {
+                setting: "grpc.tls".to_owned(),
+                reason: "without it the address would be open to everybody".to_owned(),
+            });
+        }
+        let root = absolute(&config.root)?;
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root);
+        made.map_err(|source| DaemonError::Root {
+            path: root.clone(),
+            source,
+        })?;
+        let path = root.join("buildkitd.lock");
+        let lock = FileLock::try_exclusive(&path);
+        let lock = lock.map_err(|source| DaemonError::Locked { path, source })?;
+        let controller = Box::pin(Controller::start(&context(config, root))).await?;
+        let engine = Engine::new(EngineConfig {
+            workers: controller,
+            sessions: Manager::new(),
+            frontends: frontends(config),
+            entitlements: supported(&config.insecure_entitlements)?,
+        });
+        Ok(Self {
+            engine: Arc::new(engine),
+            lock,
+        })
+    }
+
+    /// Serves the API on `connections` until they end or `stop` is cancelled. Then builds are
+    /// given up, and calls get a few seconds to tell their clients.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up what clients wait for.
+    pub async fn serve<I, S>(
+        &self,
+        connections: S,
+        stop: CancellationToken,
+    ) -> Result<(), DaemonError>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Stream<Item = io::Result<I>>,
+    {
+        let overdue = async {
+            stop.cancelled().await;
+            self.engine.cancel();
+            tokio::time::sleep(GRACE).await;
+        };
+        let served =
+            cooper_control::serve(self.engine.clone(), version(), connections, stop.clone());
+        tokio::select! {
+            served = served => served.map_err(|error| DaemonError::Serve { source: error.into() }),
+            // The calls are dropped with the other branch.
+            () = overdue => Ok(()),
+        }
+    }
+
+    /// Kills what runs, and waits until everything that was promised is written.
+    pub async fn close(self) {
+        self.engine.close().await;
+        drop(self.lock);
+    }
+}
+
+/// The built-in frontends that are not switched off.
+fn frontends(config: &Config) -> Vec<Arc<dyn Frontend>> {
+    let switched_off = |name: &str| {
+        let settings = config.frontend.get(name);
+        settings.is_some_and(|settings| settings.enabled == Some(false))
+    };
+    let all: [(&str, Arc<dyn Frontend>); 1] = [(DOCKERFILE, Arc::new(DockerfileFrontend))];
+    let on = all.into_iter().filter(|(name, _)| !switched_off(name));
+    on.map(|(_, frontend)| frontend).collect()
+}
+
+/// The rights that clients may give to their builds.
+fn supported(names: &[String]) -> Result<Entitlements, DaemonError> {
+    let mut supported = Entitlements::default();
+    for name in names {
+        match name.as_str() {
+            "network.host" => supported.network_host = true,
+            "security.insecure" => supported.security_insecure = true,
+            "device" => supported.device = true,
+            other => {
+                return Err(DaemonError::Entitlement {
+                    name: other.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(supported)
+}
+
+fn absolute(root: &std::path::Path) -> Result<PathBuf, DaemonError> {
+    std::path::absolute(root).map_err(|source| DaemonError::Root {
+        path: root.to_owned(),
+        source,
+    })
+}
+
+fn context(config: &Config, root: PathBuf) -> Context {
+    let registries = config.registry.iter();
+    let mut cx = Context {
+        root,
+        registries: registries
+            .map(|(domain, registry)| (domain.clone(), host(registry)))
+            .collect(),
+        dns: DnsConfig {
+            nameservers: config.dns.nameservers.clone(),
+            options: config.dns.options.clone(),
+            search_domains: config.dns.search_domains.clone(),
+        },
+        workers: Default::default(),
+    };
+    if config.worker.oci.enabled != Some(false) {
+        let settings = settings(&config.worker.oci);
+        cx.workers.insert(workers::runc::NAME.to_owned(), settings);
+    }
+    cx
+}
+
+fn host(config: &RegistryConfig) -> HostConfig {
+    let keypairs = config.keypair.iter();
+    HostConfig {
+        mirrors: config.mirrors.clone(),
+        http: config.http,
+        insecure: config.insecure,
+        ca: config.ca.clone(),
+        keypairs: keypairs
+            .map(|pair| KeyPair {
+                cert: pair.cert.clone(),
+                key: pair.key.clone(),
+            })
+            .collect(),
+        tls_dirs: config.tlsconfigdir.clone(),
+    }
+}
+
+fn settings(config: &WorkerConfig) -> WorkerSettings {
+    WorkerSettings {
+        required: config.enabled == Some(true),
+        labels: config.labels.clone(),
+        platforms: config.platforms.clone(),
+        snapshotter: config.snapshotter.clone(),
+        binary: config.binary.clone(),
+        max_parallelism: usize::try_from(config.max_parallelism).unwrap_or_default(),
+        network_mode: config.network_mode.clone(),
+        default_cgroup_parent: config.default_cgroup_parent.clone(),
+        apparmor_profile: config.apparmor_profile.clone(),
+        extra: Default::default(),
+    }
+}

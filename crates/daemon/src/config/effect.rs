@@ -1,0 +1,113 @@
+//! What was set and does nothing yet.
+
+use super::{Config, WorkerConfig};
+
+impl Config {
+    /// The names of the settings that were set, that BuildKit acts on and this daemon does not.
+    pub fn without_effect(&self) -> Vec<String> {
+        let mut found: Vec<&str> = Vec::new();
+        let mut add = |name, set| {
+            if set {
+                found.push(name);
+            }
+        };
+        add("proxyNetwork", self.proxy_network.is_some());
+        add("grpc.debugAddress", !self.grpc.debug_address.is_empty());
+        add(
+            "grpc.securityDescriptor",
+            !self.grpc.security_descriptor.is_empty(),
+        );
+        add(
+            "grpc.max_recv_message_size",
+            self.grpc.max_recv_message_size.is_some(),
+        );
+        add(
+            "grpc.max_send_message_size",
+            self.grpc.max_send_message_size.is_some(),
+        );
+        add("otel.socketPath", !self.otel.socket_path.is_empty());
+        add("cdi.specDirs", !self.cdi.spec_dirs.is_empty());
+        add("cdi.autoAllowed", !self.cdi.auto_allowed.is_empty());
+        add("history.maxAge", self.history.max_age.is_some());
+        add("history.maxEntries", self.history.max_entries.is_some());
+        add(
+            "system.platformsCacheMaxAge",
+            self.system.platforms_cache_max_age.is_some(),
+        );
+        add("provenanceEnvDir", !self.provenance_env_dir.is_empty());
+        add("ghacache", self.ghacache.is_some());
+        let limited = self.registry.values();
+        let limited = limited.filter(|registry| registry.max_registry_concurrency.is_some());
+        add("registry.*.maxRegistryConcurrency", limited.count() > 0);
+        let mut found: Vec<String> = found.into_iter().map(str::to_owned).collect();
+        worker("worker.oci", &self.worker.oci, &mut found);
+        // The other worker does not exist: only that somebody asks for it is worth a word.
+        if self.worker.containerd.enabled == Some(true) {
+            found.push("worker.containerd.enabled".to_owned());
+        }
+        found
+    }
+}
+
+fn worker(section: &str, config: &WorkerConfig, found: &mut Vec<String>) {
+    let cni = matches!(config.network_mode.as_str(), "cni" | "bridge");
+    let set = [
+        ("rootless", config.rootless),
+        ("noProcessSandbox", config.no_process_sandbox),
+        ("gc", config.gc == Some(true)),
+        ("gckeepstorage", config.gckeepstorage.is_set()),
+        ("reservedSpace", config.reserved_space.is_set()),
+        ("maxUsedSpace", config.max_used_space.is_set()),
+        ("minFreeSpace", config.min_free_space.is_set()),
+        ("gcpolicy", !config.gcpolicy.is_empty()),
+        ("networkMode", cni),
+        ("cniConfigPath", cni && !config.cni_config_path.is_empty()),
+        ("cniBinaryPath", cni && !config.cni_binary_path.is_empty()),
+        ("cniPoolSize", cni && config.cni_pool_size != 0),
+        ("bridgeName", !config.bridge_name.is_empty()),
+        ("bridgeSubnet", !config.bridge_subnet.is_empty()),
+        (
+            "userRemapUnsupported",
+            !config.user_remap_unsupported.is_empty(),
+        ),
+        (
+            "proxySnapshotterPath",
+            !config.proxy_snapshotter_path.is_empty(),
+        ),
+        ("isolateCgroups", config.isolate_cgroups),
+        ("stargzSnapshotter", config.stargz_snapshotter.is_some()),
+        ("selinux", config.selinux),
+    ];
+    let set = set.iter().filter(|(_, set)| *set);
+    found.extend(set.map(|(name, _)| format!("{section}.{name}")));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_does_nothing_is_named_and_what_works_is_not() {
+        let text = r#"
+            debug = true
+            insecure-entitlements = ["network.host"]
+            [otel]
+            socketPath = "/x"
+            [worker.oci]
+            networkMode = "cni"
+            cniConfigPath = "/c"
+            max-parallelism = 3
+        "#;
+        let config = Config::parse(text).unwrap();
+        assert_eq!(
+            config.without_effect(),
+            [
+                "otel.socketPath",
+                "worker.oci.networkMode",
+                "worker.oci.cniConfigPath"
+            ]
+        );
+        assert_eq!(Config::default().without_effect(), [""; 0]);
+    }
+}

@@ -1,0 +1,60 @@
+//! The worker that runs steps through an OCI runtime.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cooper_executor::NetworkMode;
+use cooper_executor_runc::{RuncConfig, RuncExecutor};
+use cooper_worker::inventory;
+use cooper_worker::{Context, Parts, Worker, WorkerError, WorkerInitializer, WorkersFuture};
+
+pub(crate) const NAME: &str = "runc";
+
+inventory::submit! { WorkerInitializer { name: NAME, priority: 0, init } }
+
+fn init(cx: &Context) -> WorkersFuture<'_> {
+    Box::pin(async move {
+        let Some(settings) = cx.settings(NAME).cloned() else {
+            return Ok(Vec::new());
+        };
+        let network = match settings.network_mode.as_str() {
+            "none" => NetworkMode::None,
+            _ => NetworkMode::Host,
+        };
+        let config = RuncConfig {
+            binary: Some(&settings.binary)
+                .filter(|binary| !binary.is_empty())
+                .map(PathBuf::from),
+            dns: cx.dns.clone(),
+            network,
+            cgroup_parent: settings.default_cgroup_parent.clone(),
+            apparmor_profile: settings.apparmor_profile.clone(),
+            ..RuncConfig::new(cx.root.join(NAME).join("executor"))
+        };
+        let executor = match RuncExecutor::new(config) {
+            Ok(executor) => executor,
+            Err(error) if settings.required => {
+                return Err(WorkerError::Init {
+                    name: NAME.to_owned(),
+                    source: error.into(),
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "skipping the OCI worker");
+                return Ok(Vec::new());
+            }
+        };
+        let parts = Parts {
+            name: NAME,
+            executor: Arc::new(executor),
+            executor_name: "oci",
+            network: match network {
+                NetworkMode::None => "none",
+                _ => "host",
+            }
+            .to_owned(),
+            settings,
+        };
+        Ok(vec![Box::pin(Worker::open(cx, parts)).await?])
+    })
+}

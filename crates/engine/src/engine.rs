@@ -1,0 +1,299 @@
+//! The engine: solves, and those who listen to them.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use cooper_frontend::{
+    BuildOpts, Frontend, FrontendResult, SolveRequest as BridgeRequest, WorkerInfo,
+};
+use cooper_frontend_dockerfile::DockerfileFrontend;
+use cooper_llb::Entitlements;
+use cooper_ops::JobContext;
+use cooper_progress::Sink;
+use cooper_session::{Group, Manager};
+use cooper_worker::{Controller, Worker};
+use futures::FutureExt as _;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::bridge::BuildBridge;
+use crate::build::{Build, BuildParts};
+use crate::events::EventLog;
+use crate::jobs::{Entered, Jobs};
+use crate::{
+    BuildEvents, BuildInfo, EngineError, Events, Gateway, SolveRequest, SolveResponse, caps,
+    entitlements, export,
+};
+
+/// How long a listener waits for its build (BuildKit's value): clients ask before they solve.
+const STATUS_WAIT: Duration = Duration::from_secs(6);
+/// How long a call of a client that is its own frontend waits for its build (BuildKit's value).
+const GATEWAY_WAIT: Duration = Duration::from_secs(3);
+/// Frontends that run as containers.
+const GATEWAY: &str = "gateway.v0";
+
+/// What an engine works with.
+pub struct EngineConfig {
+    /// The workers.
+    pub workers: Controller,
+    /// The clients' sessions.
+    pub sessions: Manager,
+    /// The frontends by name.
+    pub frontends: Vec<Arc<dyn Frontend>>,
+    /// The rights that clients may give to their builds.
+    pub entitlements: Entitlements,
+}
+
+impl EngineConfig {
+    /// The built-in frontends, and no rights.
+    pub fn new(workers: Controller, sessions: Manager) -> Self {
+        Self {
+            workers,
+            sessions,
+            frontends: vec![Arc::new(DockerfileFrontend)],
+            entitlements: Entitlements::default(),
+        }
+    }
+}
+
+/// Solves. A clone is the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What all builds share.
+pub(crate) struct Shared {
+    workers: Controller,
+    sessions: Manager,
+    frontends: BTreeMap<String, Arc<dyn Frontend>>,
+    entitlements: Entitlements,
+    jobs: Jobs,
+    closing: CancellationToken,
+}
+
+impl Shared {
+    /// The worker that builds run on.
+    pub(crate) fn worker(&self) -> &Worker {
+        self.workers.default_worker()
+    }
+
+    pub(crate) fn frontend(&self, name: &str) -> Result<Arc<dyn Frontend>, EngineError> {
+        let name = name.to_owned();
+        match self.frontends.get(&name) {
+            Some(frontend) => Ok(frontend.clone()),
+            None if name == GATEWAY => Err(EngineError::UnsupportedFrontend { name }),
+            None => Err(EngineError::UnknownFrontend { name }),
+        }
+    }
+
+    fn build_opts(&self, session_id: &str) -> BuildOpts {
+        let info = |worker: &Worker| WorkerInfo {
+            id: worker.id.clone(),
+            labels: worker.labels.clone(),
+            platforms: worker.platforms.clone(),
+        };
+        BuildOpts {
+            workers: self.workers.list(&[]).into_iter().map(info).collect(),
+            session_id: session_id.to_owned(),
+            product: "cooper".to_owned(),
+            llb_caps: caps::llb(),
+            gateway_caps: caps::gateway(),
+        }
+    }
+}
+
+impl Engine {
+    /// Starts one on the current runtime.
+    pub fn new(config: EngineConfig) -> Self {
+        let named = config.frontends.into_iter();
+        let frontends = named.map(|frontend| (frontend.name().to_owned(), frontend));
+        Self {
+            shared: Arc::new(Shared {
+                workers: config.workers,
+                sessions: config.sessions,
+                frontends: frontends.collect(),
+                entitlements: config.entitlements,
+                jobs: Jobs::new(),
+                closing: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> &Controller {
+        &self.shared.workers
+    }
+
+    /// The clients' sessions.
+    pub fn sessions(&self) -> &Manager {
+        &self.shared.sessions
+    }
+
+    /// Builds what is asked for and exports it.
+    ///
+    /// # Errors
+    /// What went wrong first. A panic on the way is an error of this build alone.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the build: processes that only it needs are killed.
+    pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, EngineError> {
+        let solving = AssertUnwindSafe(Box::pin(self.run(request))).catch_unwind();
+        let closing = &self.shared.closing;
+        tokio::select! {
+            result = solving => result.unwrap_or(Err(EngineError::Panicked)),
+            () = closing.cancelled() => Err(EngineError::Cancelled),
+        }
+    }
+
+    async fn run(&self, request: SolveRequest) -> Result<SolveResponse, EngineError> {
+        let shared = &self.shared;
+        let exporters = export::resolve(&request.exporters, &request.frontend_attrs)?;
+        if let Some(export) = request.cache_exports.first() {
+            let kind = export.kind.clone();
+            return Err(EngineError::UnknownCacheExporter { kind });
+        }
+        let policy = request.source_policy.as_ref();
+        if policy.is_some_and(|policy| !policy.rules.is_empty()) {
+            return Err(EngineError::SourcePolicy);
+        }
+        let entitlements = entitlements::allowed(&request.entitlements, &shared.entitlements)?;
+
+        let log = Arc::new(EventLog::default());
+        let sink: Arc<dyn Sink> = log.clone();
+        let sessions = Group::new(shared.sessions.clone(), [request.session.as_str()]);
+        let worker = shared.worker();
+        let ended = shared.closing.child_token();
+        let end = ended.clone().drop_guard();
+        let build = Build::new(BuildParts {
+            engine: shared.clone(),
+            env: worker.env.clone(),
+            job: worker
+                .solver
+                .job(JobContext::new(sessions.clone()), sink.clone()),
+            session_id: request.session.clone(),
+            sessions,
+            sink,
+            entitlements,
+            opts: shared.build_opts(&request.session),
+            ended,
+        });
+        let bridge = BuildBridge::new(build.clone());
+        let own = request.definition.is_none() && request.frontend.is_empty();
+        let (gateway, outcome) = match own {
+            true => {
+                let inputs = request.frontend_inputs.clone();
+                let (gateway, outcome) = Gateway::new(build.clone(), bridge.clone(), inputs);
+                (Some(gateway), Some(outcome))
+            }
+            false => (None, None),
+        };
+        let info = BuildInfo {
+            id: request.id.clone(),
+            frontend: request.frontend.clone(),
+            frontend_attrs: request.frontend_attrs.clone(),
+            exporters: request.exporters.clone(),
+            created_at: SystemTime::now(),
+            completed_at: None,
+            exporter_response: BTreeMap::new(),
+            error: String::new(),
+        };
+        let solver = worker.solver.clone();
+        let entered = shared
+            .jobs
+            .enter(info, request.internal, log, gateway.clone(), solver)?;
+        let mut running = Running {
+            _end: end,
+            bridge,
+            build,
+            entered,
+        };
+
+        let built = async {
+            let result = match outcome {
+                // The gateway is gone only when the build is.
+                Some(outcome) => outcome.await.map_err(|_| EngineError::Cancelled)??,
+                None => solve_request(&running.bridge, request).await?,
+            };
+            let input = running.build.evaluate(result).await?;
+            export::export(&running.build, &exporters, &input).await
+        };
+        let result = built.await;
+        if let Some(gateway) = gateway {
+            gateway.release_containers().await;
+        }
+        match &result {
+            Ok(response) => running.entered.info.exporter_response = response.clone(),
+            Err(error) => running.entered.info.error = cooper_solver::error_chain(error),
+        }
+        drop(running);
+        Ok(SolveResponse {
+            exporter_response: result?,
+        })
+    }
+
+    /// What is seen of the build `id`: from its begin, which need not have come yet, to its end.
+    ///
+    /// # Errors
+    /// [`EngineError::NoJob`] when it did not come within six seconds.
+    pub async fn status(&self, id: &str) -> Result<Events, EngineError> {
+        let jobs = &self.shared.jobs;
+        let log = jobs.wait(id, STATUS_WAIT, |entry| Some(entry.log.clone()));
+        Ok(Events::new(log.await?))
+    }
+
+    /// The build `id` whose client is its own frontend; it need not have come yet.
+    ///
+    /// # Errors
+    /// [`EngineError::NoJob`] when it did not come within three seconds.
+    pub async fn gateway(&self, id: &str) -> Result<Arc<Gateway>, EngineError> {
+        if id.is_empty() {
+            return Err(EngineError::NoBuildId);
+        }
+        let jobs = &self.shared.jobs;
+        jobs.wait(id, GATEWAY_WAIT, |entry| entry.gateway.clone())
+            .await
+    }
+
+    /// The builds that run now, the oldest first, and the news of builds from now on.
+    pub fn builds(&self) -> (Vec<BuildInfo>, BuildEvents) {
+        self.shared.jobs.listen()
+    }
+
+    /// Gives up all builds: their clients are told so. Nothing is built after it.
+    pub fn cancel(&self) {
+        self.shared.closing.cancel();
+    }
+
+    /// Gives up all builds, ends what runs, and waits until what was promised is written.
+    pub async fn close(&self) {
+        self.cancel();
+        self.shared.workers.close().await;
+    }
+}
+
+/// A build that goes on. The order of the fields is that in which they go: the job ends before
+/// its listeners do, so that they hear what it still has to say.
+struct Running {
+    _end: DropGuard,
+    bridge: Arc<BuildBridge>,
+    build: Arc<Build>,
+    entered: Entered,
+}
+
+async fn solve_request(
+    bridge: &Arc<BuildBridge>,
+    request: SolveRequest,
+) -> Result<FrontendResult, EngineError> {
+    let request = BridgeRequest {
+        definition: request.definition,
+        frontend: request.frontend,
+        frontend_opts: request.frontend_attrs,
+        frontend_inputs: request.frontend_inputs,
+        evaluate: false,
+        cache_imports: request.cache_imports,
+        source_policies: Vec::new(),
+    };
+    bridge.solve(request).await
+}
