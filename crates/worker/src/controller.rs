@@ -47,6 +47,18 @@ impl Controller {
         Ok(Self { workers })
     }
 
+    /// These workers and no others, the default one first: for a program that made them itself.
+    ///
+    /// # Errors
+    /// [`WorkerError::None`] when there is none.
+    pub fn of(workers: Vec<Worker>) -> Result<Self, WorkerError> {
+        if workers.is_empty() {
+            let known = "no initialiser is".to_owned();
+            return Err(WorkerError::None { known });
+        }
+        Ok(Self { workers })
+    }
+
     /// The worker that builds run on.
     pub fn default_worker(&self) -> &Worker {
         // `with` makes no controller without a worker.
