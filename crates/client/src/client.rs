@@ -4,13 +4,13 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use cooper_proto::MAX_MESSAGE_SIZE;
 use cooper_proto::control::control_client::ControlClient;
 use cooper_proto::control::{
     BytesMessage, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest, PruneRequest,
     StatusRequest, StatusResponse, UsageRecord,
 };
 use cooper_proto::types::WorkerRecord;
+use cooper_proto::{MAX_HEADER_SIZE, MAX_MESSAGE_SIZE};
 use cooper_session::serve::{self, Services};
 use cooper_session::{SessionMeta, Tunnel};
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -190,4 +190,5 @@ fn endpoint(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MAX_HEADER_SIZE)
 }

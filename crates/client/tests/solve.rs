@@ -16,7 +16,7 @@ use futures::stream::{self, BoxStream};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, async_trait};
+use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 type Answer<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -55,6 +55,11 @@ impl Control for Daemon {
         let request = request.into_inner();
         match request.frontend.as_str() {
             "fail" => return Err(Status::unknown("it went wrong")),
+            "fail at length" => {
+                let text = vec![b'x'; 200 << 10];
+                let message = "it went wrong";
+                return Err(Status::with_details(Code::Unknown, message, text.into()));
+            }
             "hang" => std::future::pending().await,
             _ => {}
         }
@@ -66,6 +71,8 @@ impl Control for Daemon {
         let target = tempfile::tempdir().unwrap();
         let sync = SyncRequest {
             name: "context".into(),
+            // As many as an ignore file may have: they go in headers.
+            exclude: (0..4000).map(|n| format!("ignored-{n}")).collect(),
             ..SyncRequest::default()
         };
         let synced = filesync::receive(&session, &sync, target.path(), Arc::new(())).await;
@@ -210,6 +217,13 @@ async fn a_failure_and_a_cancellation_are_told_apart() {
         let error = failed.unwrap_err();
         assert_eq!(error.to_string(), "failed to solve: it went wrong");
         assert!(!error.is_cancelled());
+        // With the user's text in its details.
+        let failed = client
+            .solve(solve("fail at length", context.path()), &mut |_| ())
+            .await;
+        let error = failed.unwrap_err();
+        assert_eq!(error.to_string(), "failed to solve: it went wrong");
+        assert_eq!(error.status().unwrap().details().len(), 200 << 10);
 
         let hanging = solve("hang", context.path());
         let cancelled = hanging.cancelled.clone();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use cooper_engine::Engine;
-use cooper_proto::MAX_MESSAGE_SIZE;
 use cooper_proto::control::control_server::ControlServer;
 use cooper_proto::gateway::llb_bridge_server::LlbBridgeServer;
+use cooper_proto::{MAX_HEADER_SIZE, MAX_MESSAGE_SIZE};
 use futures::{Stream, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,7 @@ where
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MAX_HEADER_SIZE)
         .add_service(
             ControlServer::new(control)
                 .max_decoding_message_size(MAX_MESSAGE_SIZE)

@@ -29,6 +29,11 @@
 /// which BuildKit uses on all its connections, the session's included.
 pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
+/// The most bytes of headers or trailers that every client and server takes: Go's default. A
+/// failed solve carries the user's text in them, and a folder to be sent all patterns of an
+/// ignore file; the 16 KiB of other HTTP libraries are less than that.
+pub const MAX_HEADER_SIZE: u32 = 16 << 20;
+
 /// LLB: the build graph.
 pub mod pb {
     tonic::include_proto!("pb");

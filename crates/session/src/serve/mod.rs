@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cooper_proto::MAX_MESSAGE_SIZE;
 use cooper_proto::auth::auth_server::AuthServer;
 use cooper_proto::filesync::file_sync_server::FileSyncServer;
 use cooper_proto::secrets::secrets_server::SecretsServer;
 use cooper_proto::ssh::ssh_server::SshServer;
 use cooper_proto::upload::upload_server::UploadServer;
+use cooper_proto::{MAX_HEADER_SIZE, MAX_MESSAGE_SIZE};
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
@@ -170,6 +170,7 @@ where
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MAX_HEADER_SIZE)
         .add_routes(services.routes().await)
         .serve_with_incoming_shutdown(incoming, closed.cancelled_owned())
         .await;
