@@ -31,8 +31,11 @@ struct Seen {
 impl Watch {
     /// Looks at the machine as it is now, once nobody else watches it.
     pub fn begin() -> Self {
-        let path = std::env::temp_dir().join("cooper-watch.lock");
-        let file = File::options().create(true).append(true).open(&path);
+        // One for all, whatever folder for temporary files each has.
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open("/run/cooper-watch.lock");
         let alone = Flock::lock(file.unwrap(), FlockArg::LockExclusive);
         let alone = alone.map_err(|(_, error)| error).unwrap();
         Self {

@@ -42,8 +42,9 @@ fn a_registry_that_fails_is_named_with_what_it_did() {
             ],
         ),
         (Fault::WrongManifest, &["Dockerfile:1", "digest"]),
-        (Fault::TruncatedLayer, &["LAYER", "unexpected EOF"]),
         (Fault::WrongLayer, &["LAYER", "digest"]),
+        // Last: what came of it is kept, and what is missing would be taken from the next one.
+        (Fault::TruncatedLayer, &["LAYER", "unexpected EOF"]),
     ];
     for (fault, parts) in cases {
         for client in &clients {
