@@ -66,8 +66,6 @@ pub const LLB: &[&str] = &[
     "meta.exportcache",
     "mergeop",
     "diffop",
-    "mergeop",
-    "diffop",
     "exporter.image.annotations",
     "exporter.sourcedateepoch",
     "exporter.multiple",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cooper_proto::pb::SshOpt;
 use cooper_session::{Group, Session, SessionError, ssh};
 use cooper_snapshot::Mount;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 use crate::MountError;
@@ -63,7 +63,7 @@ impl SshSocket {
         };
         let listener = listen().map_err(io("listen on", &path))?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, session, options.id.clone()));
+        tasks.spawn(ssh::serve(listener, session, options.id.clone()));
         Ok(Self {
             path,
             _tasks: tasks,
@@ -83,37 +83,5 @@ impl SshSocket {
 impl Drop for SshSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-async fn serve(listener: UnixListener, session: Session, id: String) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(forward(stream, session.clone(), id.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take connections to the ssh agent");
-                    return;
-                }
-            },
-            // Those that have ended are taken out as they end.
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn forward(mut stream: UnixStream, session: Session, id: String) {
-    let mut tunnel = match ssh::forward(&session, &id) {
-        Ok(tunnel) => tunnel,
-        Err(error) => {
-            tracing::debug!(%error, id, "the client does not forward its ssh agent");
-            return;
-        }
-    };
-    if let Err(error) = tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await {
-        tracing::debug!(%error, id, "a connection to the ssh agent broke");
     }
 }

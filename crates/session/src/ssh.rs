@@ -3,6 +3,8 @@
 use cooper_proto::MAX_MESSAGE_SIZE;
 use cooper_proto::ssh::ssh_client::SshClient;
 use cooper_proto::ssh::{BytesMessage, CheckAgentRequest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tonic::Request;
 use tonic::transport::Channel;
 
@@ -43,6 +45,42 @@ pub fn forward(session: &Session, id: &str) -> Result<Tunnel<BytesMessage>, Sess
     let mut client = client(session);
     let incoming = lazy(async move { client.forward_agent(call).await });
     Ok(Tunnel::join(incoming, outgoing))
+}
+
+/// Passes on what comes to a socket to the agent `id`, until it is dropped.
+///
+/// # Cancel safety
+/// Dropping the future ends all connections.
+pub async fn serve(listener: UnixListener, session: Session, id: String) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(pass_on(stream, session.clone(), id.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take connections to the ssh agent");
+                    return;
+                }
+            },
+            // Those that have ended are taken out as they end.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn pass_on(mut stream: UnixStream, session: Session, id: String) {
+    let mut tunnel = match forward(&session, &id) {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            tracing::debug!(%error, id, "the client does not forward its ssh agent");
+            return;
+        }
+    };
+    if let Err(error) = tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await {
+        tracing::debug!(%error, id, "a connection to the ssh agent broke");
+    }
 }
 
 fn client(session: &Session) -> SshClient<Channel> {

@@ -7,6 +7,8 @@ use cooper_content::{ContentError, Digest};
 use cooper_registry::{Reference, ReferenceError, RegistryError};
 use cooper_session::SessionError;
 
+use crate::git::GitFailure;
+
 /// A failure of a source. Cheap to clone: several builds may wait for one answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -126,6 +128,72 @@ pub enum SourceError {
         /// The digest that it should have.
         expected: Box<Digest>,
     },
+    /// git did not do what it was asked.
+    #[error("{attempt}")]
+    Git {
+        /// What was tried, with the address without credentials.
+        attempt: String,
+        /// What git said.
+        source: Arc<GitFailure>,
+    },
+    /// A repository has no branch that a clone would check out.
+    #[error("could not find default branch for repository: {url}")]
+    GitNoBranch {
+        /// The address, without credentials.
+        url: String,
+    },
+    /// A repository has no branch, tag or commit of a name.
+    #[error("repository does not contain ref {reference}, output: {output:?}")]
+    GitNoReference {
+        /// The name.
+        reference: String,
+        /// What the server said of it.
+        output: String,
+    },
+    /// A server named something that is not a commit.
+    #[error("invalid commit sha {object:?}")]
+    GitNoCommit {
+        /// What it named.
+        object: String,
+    },
+    /// A pin is not the beginning of the name of a commit.
+    #[error("invalid checksum {checksum} for Git URL, expected hex commit hash")]
+    GitChecksum {
+        /// The pin.
+        checksum: String,
+    },
+    /// A commit is not the one that was pinned.
+    #[error("expected checksum to match {expected}, got {found}")]
+    GitMismatch {
+        /// What it should begin with.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
+    /// A name stands for another commit than a moment ago, and that one is gone.
+    #[error(
+        "fetched ref {reference} does not match expected commit {commit} and commit can not be found in the repository"
+    )]
+    GitMoved {
+        /// The name.
+        reference: String,
+        /// The commit that it stood for.
+        commit: String,
+    },
+    /// A commit does not have the folder that is wanted of it.
+    #[error("failed to open subdir {subdir}")]
+    GitSubdir {
+        /// The folder.
+        subdir: String,
+        /// Why it cannot be had.
+        source: Arc<std::io::Error>,
+    },
+    /// The client forwards no ssh agent.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    NoSsh {
+        /// The name of the agent.
+        id: String,
+    },
     /// A file could not be read or written.
     #[error("{attempt} {path}")]
     Io {
@@ -167,7 +235,9 @@ impl SourceError {
     /// Whether what was asked for does not exist.
     pub fn is_not_found(&self) -> bool {
         match self {
-            Self::NoPlatform { .. } | Self::UnknownScheme { .. } => true,
+            Self::NoPlatform { .. } | Self::UnknownScheme { .. } | Self::GitNoReference { .. } => {
+                true
+            }
             Self::Registry(error) => error.is_not_found(),
             Self::Session(error) => error.is_not_found(),
             _ => false,

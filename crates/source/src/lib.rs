@@ -1,4 +1,4 @@
-//! Where files come from: images in registries, folders of the client, downloads. Each kind is a
+//! Where files come from: images in registries, folders of the client, downloads, repositories. Each kind is a
 //! [`Source`], found by the scheme of an identifier such as `docker-image://docker.io/library/alpine`.
 //!
 //! A source says what an identifier stands for now ([`Instance::cache_key`]) and brings it
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod git;
 pub mod http;
 pub mod image;
 pub mod local;
@@ -25,6 +26,7 @@ mod source;
 mod testing;
 
 pub use error::SourceError;
+pub use git::GitSource;
 pub use http::HttpSource;
 pub use image::{ImageResolver, ImageSource, ResolveMode, ResolvedConfig};
 pub use local::LocalSource;

@@ -15,7 +15,9 @@ use cooper_proto::pb;
 use cooper_registry::Registry;
 use cooper_snapshot::Kind;
 use cooper_solver::{KeyStore, Solver, SolverConfig};
-use cooper_source::{HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry};
+use cooper_source::{
+    GitSource, HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry,
+};
 use cooper_store::Store;
 use tokio::sync::Semaphore;
 
@@ -95,11 +97,16 @@ impl Worker {
         let images = ImageResolver::new(registry.clone(), content.clone());
         let http = HttpSource::new(cache.clone());
         let http = http.map_err(WorkerError::open("the source of downloads", &dir))?;
-        let sources: [Arc<dyn Source>; 3] = [
+        let mut sources: Vec<Arc<dyn Source>> = vec![
             Arc::new(ImageSource::new(cache.clone(), images.clone())),
             Arc::new(LocalSource::new(cache.clone())),
             Arc::new(http),
         ];
+        if GitSource::is_available() {
+            sources.push(Arc::new(GitSource::new(cache.clone())));
+        } else {
+            tracing::warn!("no git in PATH: builds cannot take files from repositories");
+        }
         let platforms = platforms(settings)?;
         let env = Arc::new(Env {
             cache: cache.clone(),

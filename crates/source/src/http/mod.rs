@@ -22,6 +22,8 @@ use tokio::sync::OnceCell;
 
 use crate::{CacheKey, Identifier, Instance, Source, SourceContext, SourceError};
 
+pub(crate) use request::redacted;
+
 const CHECKSUM: &str = "http.checksum";
 const FILENAME: &str = "http.filename";
 const PERM: &str = "http.perm";

@@ -113,7 +113,7 @@ async fn secret(sessions: &Group, id: &str) -> Result<Option<String>, SourceErro
 }
 
 /// An address with its credentials made unreadable.
-pub(super) fn redacted(url: &Url) -> String {
+pub(crate) fn redacted(url: &Url) -> String {
     let mut url = url.clone();
     // Neither fails for an address that has credentials.
     if url.password().is_some() {

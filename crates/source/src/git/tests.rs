@@ -1,0 +1,189 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::testing::{Answer, Place, Server, nobody, place, read};
+
+/// A repository that a server of files shows.
+struct Served {
+    dir: tempfile::TempDir,
+    server: Server,
+}
+
+impl Served {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Self {
+            dir,
+            server: Server::start().await,
+        };
+        served.git("init -q -b main");
+        served
+    }
+
+    /// Runs git in it; the words are split at spaces.
+    #[track_caller]
+    fn git(&self, words: &str) -> String {
+        let output = Command::new("git")
+            .args(["-c", "user.name=x", "-c", "user.email=x@example.org"])
+            .args(words.split(' '))
+            .current_dir(self.dir.path())
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("HOME", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A commit in which the file has this content; its name.
+    fn commit(&self, path: &str, content: &str) -> String {
+        let file = self.dir.path().join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, content).unwrap();
+        self.git("add .");
+        self.git("commit -q -m x");
+        self.git("rev-parse HEAD")
+    }
+
+    /// Puts it on the server as it is now.
+    fn publish(&self) {
+        self.git("update-server-info");
+        put(&self.server, &self.dir.path().join(".git"), "/r.git");
+    }
+
+    fn open(&self, place: &Place, fragment: &str, attrs: &[(&str, &str)]) -> Arc<dyn Instance> {
+        let url = format!("http://{}/r.git", self.server.host);
+        let mut all: std::collections::BTreeMap<String, String> = attrs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        all.insert("git.fullurl".into(), url);
+        let id = Identifier::parse(&format!("git://h/r.git{fragment}"), all, Default::default());
+        let source = GitSource::new(place.cache.clone());
+        source.open(id.unwrap()).unwrap()
+    }
+}
+
+fn put(server: &Server, dir: &Path, at: &str) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let at = format!("{at}/{}", entry.file_name().display());
+        if entry.file_type().unwrap().is_dir() {
+            put(server, &entry.path(), &at);
+        } else {
+            server.put(&at, Answer::ok(std::fs::read(entry.path()).unwrap()));
+            // What a client of the smart protocol asks first.
+            let asked = format!("{at}?service=git-upload-pack");
+            server.put(&asked, Answer::ok(std::fs::read(entry.path()).unwrap()));
+        }
+    }
+}
+
+async fn content(instance: &Arc<dyn Instance>, path: &str) -> String {
+    let output = instance.snapshot(&nobody()).await.unwrap().unwrap();
+    read(&output.local().unwrap(), path).await
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_and_its_commit_checked_out() {
+    let (place, served) = (place().await, Served::new().await);
+    let first = served.commit("file", "one");
+    served.git("tag v1");
+    let second = served.commit("sub/deep", "two");
+    served.git("tag -a v2 -m text");
+    let tag = served.git("rev-parse v2");
+    served.publish();
+
+    let newest = served.open(&place, "", &[]);
+    let key = newest.cache_key(&nobody(), 0).await.unwrap();
+    assert_eq!((&key.key, &key.pin), (&second, &second));
+    assert!(key.last);
+    assert_eq!(content(&newest, "file").await, "one");
+    let output = newest.snapshot(&nobody()).await.unwrap().unwrap();
+    let mounted = output.local().unwrap().mount().await.unwrap();
+    assert!(!mounted.path().join(".git").exists());
+    drop(mounted);
+
+    let old = served.open(&place, "#v1", &[]);
+    let key = old.cache_key(&nobody(), 0).await.unwrap();
+    assert_eq!(key.key, first);
+    assert_eq!(content(&old, "file").await, "one");
+
+    // A tag with a text of its own is as good as its commit, and pinned by itself.
+    let tagged = served.open(&place, "#v2:sub", &[("git.checksum", &second[..9])]);
+    let key = tagged.cache_key(&nobody(), 0).await.unwrap();
+    assert_eq!((key.key, key.pin), (format!("{second}:sub"), tag));
+    assert_eq!(content(&tagged, "deep").await, "two");
+
+    let kept = served.open(&place, "#v1", &[("git.keepgitdir", "true")]);
+    let key = kept.cache_key(&nobody(), 0).await.unwrap();
+    assert_eq!(key.key, format!("{first}.git#refs/tags/v1"));
+    let config = content(&kept, ".git/config").await;
+    assert!(config.contains("/r.git"), "{config}");
+
+    let by_commit = served.open(&place, &format!("#{first}"), &[]);
+    let key = by_commit.cache_key(&nobody(), 0).await.unwrap();
+    assert_eq!(key.key, first);
+    let same = by_commit.snapshot(&nobody()).await.unwrap();
+    assert_eq!(same, old.snapshot(&nobody()).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_moves_is_followed() {
+    let (place, served) = (place().await, Served::new().await);
+    served.commit("file", "one");
+    served.git("tag v1");
+    served.publish();
+    for name in ["", "#main", "#v1"] {
+        assert_eq!(
+            content(&served.open(&place, name, &[]), "file").await,
+            "one"
+        );
+    }
+    served.commit("file", "two");
+    served.git("tag -f v1");
+    served.publish();
+    for name in ["", "#main", "#v1"] {
+        assert_eq!(
+            content(&served.open(&place, name, &[]), "file").await,
+            "two"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said() {
+    let (place, served) = (place().await, Served::new().await);
+    let commit = served.commit("file", "one");
+    served.git("tag v1");
+    served.publish();
+    let error = |fragment: &'static str, attrs: &'static [(&str, &str)]| {
+        let instance = served.open(&place, fragment, attrs);
+        async move {
+            let error = instance.snapshot(&nobody()).await.unwrap_err();
+            error.to_string()
+        }
+    };
+    let none = error("#nope", &[]).await;
+    assert_eq!(none, "repository does not contain ref nope, output: \"\"");
+    assert_eq!(
+        error("#v1", &[("git.checksum", "0")]).await,
+        format!("expected checksum to match 0, got {commit}")
+    );
+    assert_eq!(
+        error("#v1", &[("git.checksum", "foobar")]).await,
+        "invalid checksum foobar for Git URL, expected hex commit hash"
+    );
+    assert_eq!(
+        error("#v1:no/dir", &[]).await,
+        "failed to open subdir no/dir"
+    );
+    // A link in the repository does not lead out of it.
+    std::os::unix::fs::symlink("/etc", served.dir.path().join("etc")).unwrap();
+    served.commit("file", "two");
+    served.publish();
+    assert_eq!(error("#main:etc", &[]).await, "failed to open subdir etc");
+}
