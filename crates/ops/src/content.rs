@@ -111,7 +111,7 @@ impl ContentHash {
             })
         };
         for required in &selector.required {
-            let required = pattern::clean(&format!("{path}/{required}"));
+            let required = pattern::clean(&format!("/{required}"));
             let options = ChecksumOptions {
                 wildcard: pattern::has_wildcards(&required),
                 ..ChecksumOptions::default()

@@ -30,6 +30,9 @@ pub enum OpsError {
     /// A source could not be had.
     #[error(transparent)]
     Source(Box<SourceError>),
+    /// It is not known what a source stands for now.
+    #[error("failed to load cache key")]
+    CacheKey(#[source] Box<SourceError>),
     /// The mounts of a process could not be prepared or kept.
     #[error(transparent)]
     Mount(Box<MountError>),

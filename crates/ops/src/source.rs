@@ -7,8 +7,8 @@ use cooper_llb::digest_of;
 use cooper_solver::{CacheMap, Digest, Op, OpContext, OpError};
 use cooper_source::Instance;
 
-use crate::Build;
 use crate::env::{Env, Output, source_context};
+use crate::{Build, OpsError};
 
 /// BuildKit's tag for keys of sources.
 const CACHE_TYPE: &str = "buildkit.source.v0";
@@ -37,7 +37,8 @@ impl Op<Build> for SourceOp {
         cx: &OpContext<Build>,
         index: usize,
     ) -> Result<CacheMap<Build>, OpError> {
-        let key = self.instance.cache_key(&source_context(cx), index).await?;
+        let key = self.instance.cache_key(&source_context(cx), index).await;
+        let key = key.map_err(|error| OpsError::CacheKey(Box::new(error)))?;
         Ok(CacheMap {
             digest: cache_digest(&key.key),
             deps: Vec::new(),

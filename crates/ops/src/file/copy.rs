@@ -96,7 +96,7 @@ impl<'a> Rules<'a> {
         let from = follow(source, named, action.follow_symlink).map_err(failed("lstat", named))?;
         let to = self.destination()?;
         let stat = source.lstat(&from).map_err(failed("lstat", named))?;
-        self.has_required(source, &from)?;
+        self.has_required(source)?;
         let to = self.place(&stat, path, to)?;
         let parent = if action.dir_copy_contents && is_dir(&stat) && !exists(target, &to)? {
             to.clone()
@@ -124,10 +124,10 @@ impl<'a> Rules<'a> {
         copied.map_err(|error| worded(&clean, &error))
     }
 
-    /// Whether the paths are there that have to be, below what is copied.
-    fn has_required(&self, source: &Root, from: &Path) -> Result<(), Failure> {
+    /// Whether the paths are there that have to be.
+    fn has_required(&self, source: &Root) -> Result<(), Failure> {
         for required in &self.action.required_paths {
-            let path = pattern::clean(&format!("/{}/{required}", from.display()));
+            let path = pattern::clean(&format!("/{required}"));
             let missing = || format!("{path:?}: not found");
             let found = wildcards(source, &path, false)?;
             if found.is_empty() {

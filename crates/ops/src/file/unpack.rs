@@ -181,12 +181,9 @@ impl Unpack<'_> {
                 rustix::fs::symlinkat(&link, &to.dir, &to.name)?;
             }
             EntryType::Link => {
-                // What it is a name of has its metadata already.
                 let old = self.target.entry(inside(&link_name(&from)?))?;
                 let flags = AtFlags::empty();
-                return Ok(rustix::fs::linkat(
-                    &old.dir, &old.name, &to.dir, &to.name, flags,
-                )?);
+                rustix::fs::linkat(&old.dir, &old.name, &to.dir, &to.name, flags)?;
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 node(from.header(), kind, &to)?;
@@ -244,7 +241,13 @@ impl Unpack<'_> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let here = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(&to.dir, &to.name, Some(uid), Some(gid), here)?;
-        if kind != EntryType::Symlink {
+        // Another name of a link is a link, whatever its own entry says.
+        let is_link = match kind {
+            EntryType::Symlink => true,
+            EntryType::Link => FileType::from_raw_mode(to.stat()?.st_mode) == FileType::Symlink,
+            _ => false,
+        };
+        if !is_link {
             let mode = or_zero(&header.as_old().mode, header.mode())?;
             let mode = Mode::from_raw_mode(mode & 0o7777);
             rustix::fs::chmodat(&to.dir, &to.name, mode, AtFlags::empty())?;

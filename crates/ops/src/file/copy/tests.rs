@@ -163,7 +163,7 @@ fn failures_are_worded_as_buildkit_does() {
     pair.copy(&replace).unwrap();
     assert!(pair.to("dir/file").is_file());
     let required = pb::FileActionCopy {
-        required_paths: vec!["y".into(), "none".into()],
+        required_paths: vec!["/tree/y".into(), "/tree/none".into()],
         ..action("/tree", "/required")
     };
     assert_eq!(failed(&required), r#""/tree/none": not found"#);
