@@ -124,7 +124,10 @@ impl GitRef {
                 conflict("ref", &mut self.reference, full)?;
             }
         }
-        if self.reference.is_empty() {
+        // The beginning of a name is not a name: it is compared with the default branch.
+        let is_full = matches!(self.checksum.len(), 40 | 64)
+            && self.checksum.bytes().all(|b| b.is_ascii_hexdigit());
+        if self.reference.is_empty() && is_full {
             self.reference.clone_from(&self.checksum);
         }
         Ok(())
@@ -253,7 +256,13 @@ mod tests {
             (found.keep_git_dir, found.submodules),
             (Some(true), Some(false))
         );
-        assert_eq!(git("git://h/x?commit=abc").reference, "abc");
+        assert_eq!(git("git://h/x?commit=abc").reference, "");
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let pinned = git(&format!("git://h/x?commit={commit}"));
+        assert_eq!(
+            (pinned.reference.as_str(), pinned.checksum.as_str()),
+            (commit, commit)
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cooper_dockerfile::{Program, Span};
 use cooper_frontend::{FrontendError, FrontendResult};
+use cooper_proto::pb;
 use serde::Serialize;
 
 use crate::json;
@@ -49,14 +50,18 @@ fn is_zero(value: &i32) -> bool {
 
 impl Location {
     pub(crate) fn of(span: Span) -> Self {
-        let position = |position: Option<cooper_proto::pb::Position>| {
+        Self::at(&ranges(span))
+    }
+
+    fn at(ranges: &[pb::Range]) -> Self {
+        let position = |position: Option<pb::Position>| {
             let position = position.unwrap_or_default();
             JsonPosition {
                 line: position.line,
                 character: position.character,
             }
         };
-        let ranges = ranges(span).into_iter().map(|range| JsonRange {
+        let ranges = ranges.iter().map(|range| JsonRange {
             start: position(range.start),
             end: position(range.end),
         });
@@ -129,7 +134,7 @@ pub(crate) fn describe() -> FrontendResult {
         request(LINT, "Lint a Dockerfile", &[][..], CHECKED),
         request(
             OUTLINE,
-            "List all parameters current build takes",
+            "List all parameters current build target supports",
             OPTS,
             TEXTS,
         ),
@@ -228,17 +233,15 @@ struct JsonWarning {
 
 #[derive(Serialize)]
 struct JsonSource {
-    #[serde(rename = "fileName")]
     filename: String,
-    language: String,
     data: String,
+    language: String,
 }
 
 #[derive(Serialize)]
 struct JsonError {
     message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    location: Option<Location>,
+    location: Location,
 }
 
 /// What the checks found, and the error that the build would fail with.
@@ -266,16 +269,7 @@ pub(crate) fn lint(
         }],
         error: error.map(|error| JsonError {
             message: message(error),
-            location: error.location().and_then(|location| {
-                let line = |p: Option<cooper_proto::pb::Position>| {
-                    p.map_or(0, |position| position.line.cast_unsigned())
-                };
-                let (first, last) = (location.ranges.first()?, location.ranges.last()?);
-                Some(Location::of(Span {
-                    start: line(first.start),
-                    end: line(last.end),
-                }))
-            }),
+            location: Location::at(error.location().map_or(&[], |found| &found.ranges)),
         }),
     };
     let mut text = String::new();

@@ -371,7 +371,7 @@ fn one_of(value: String, flag: &str, options: &[&str]) -> Result<String, ParseEr
         return Ok(value);
     }
     let message = match flag {
-        "network" => format!("unsupported network mode {value:?}"),
+        "network" => format!("invalid network mode {value:?}"),
         _ => format!("security {value:?} is not valid"),
     };
     Err(ParseError::new(message))

@@ -164,7 +164,7 @@ fn mistakes_are_explained() {
             "HEALTHCHECK --retries=-1 CMD a",
             "--retries cannot be negative (-1)",
         ),
-        ("RUN --network=x a", "unsupported network mode \"x\""),
+        ("RUN --network=x a", "invalid network mode \"x\""),
         ("RUN --security=x a", "security \"x\" is not valid"),
         (
             "RUN --mount=from=$a,target=/x b",

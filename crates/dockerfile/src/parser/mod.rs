@@ -25,7 +25,7 @@ pub struct Dockerfile {
     pub escape: char,
     /// The parser directives at the top.
     pub directives: Vec<Directive>,
-    /// Lines that are continued over an empty line.
+    /// The last lines of instructions that are continued over an empty line.
     pub empty_continuations: Vec<Span>,
 }
 
@@ -57,7 +57,7 @@ pub struct Node {
     pub heredocs: Vec<Heredoc>,
     /// The instruction within an `ONBUILD`.
     pub child: Option<Box<Node>>,
-    /// The comment lines directly above.
+    /// The comment lines above, back to the last instruction or empty comment.
     pub comments: Vec<String>,
     /// The lines.
     pub span: Span,
@@ -110,7 +110,6 @@ pub fn parse(text: &[u8]) -> Result<Dockerfile, ParseError> {
         }
         let (part, mut continued) = trim_continuation(line, escape);
         if part.is_empty() && !continued {
-            comments.clear();
             continue;
         }
         let mut instruction = part.to_owned();
@@ -135,7 +134,7 @@ pub fn parse(text: &[u8]) -> Result<Dockerfile, ParseError> {
             end: lines.number,
         };
         if has_empty {
-            empty_continuations.push(joined);
+            empty_continuations.push(Span::line(joined.end));
         }
         let mut node = node(&instruction, escape).map_err(|error| error.at(joined))?;
         if node.can_contain_heredoc() {

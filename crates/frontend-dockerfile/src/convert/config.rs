@@ -240,14 +240,15 @@ impl Converter<'_> {
     ) -> Result<()> {
         let before = self.stages[place].healthcheck.replace(command.span);
         checks::once(self.lint, command, before);
+        // As Go quotes a structure, its last number being taken for a character.
         let message = format!(
-            "HEALTHCHECK {{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
-            gotext::list(&health.test),
+            "HEALTHCHECK &{{{} \"{}\" \"{}\" \"{}\" \"{}\" {}}}",
+            gotext::quote_list(&health.test),
             duration::format(health.interval),
             duration::format(health.timeout),
             duration::format(health.start_period),
             duration::format(health.start_interval),
-            health.retries,
+            gotext::quote_number(health.retries),
         );
         let stage = &mut self.stages[place];
         stage.commit(message, false, false);

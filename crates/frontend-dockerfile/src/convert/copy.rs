@@ -228,9 +228,7 @@ fn download(cfg: &CopyOrAdd, url: &str, name: &str, common: CopySpec) -> Result<
         return Err(FrontendError::invalid("source can't be a URL for COPY"));
     }
     if !cfg.checksum.is_empty() {
-        cfg.checksum
-            .parse::<Digest>()
-            .map_err(|_| FrontendError::invalid("invalid checksum digest format"))?;
+        check_digest(&cfg.checksum)?;
     }
     let filename = filename(url);
     let http = Http {
@@ -244,6 +242,30 @@ fn download(cfg: &CopyOrAdd, url: &str, name: &str, common: CopySpec) -> Result<
         attempt_unpack: cfg.unpack.unwrap_or(false),
         ..common
     })
+}
+
+/// Refuses what is no digest, as Go's `digest` package words it.
+fn check_digest(text: &str) -> Result<()> {
+    let wrong = |reason: &str| Err(FrontendError::invalid(reason));
+    let Some((algorithm, hex)) = text.split_once(':') else {
+        return wrong("invalid checksum digest format");
+    };
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ if algorithm.is_empty() || hex.is_empty() => {
+            return wrong("invalid checksum digest format");
+        }
+        _ => return wrong("unsupported digest algorithm"),
+    };
+    if hex.len() != length {
+        return wrong("invalid checksum digest length");
+    }
+    match text.parse::<Digest>() {
+        Ok(_) => Ok(()),
+        Err(_) => wrong("invalid checksum digest format"),
+    }
 }
 
 /// The name that a download is kept under.

@@ -48,6 +48,9 @@ use stage::StageState;
 
 type Result<T, E = FrontendError> = std::result::Result<T, E>;
 
+/// What stands for bytes that are no text, in UTF-8.
+const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
+
 /// What a conversion gives.
 pub(crate) struct Converted {
     pub(crate) definition: pb::Definition,
@@ -145,8 +148,20 @@ impl<'a> Converter<'a> {
             ..self.request.marshal_options()
         };
         let stage = &mut self.stages[target];
+        let definition = stage.state.marshal(&defaults);
+        let mut ops = definition.def.iter();
+        if std::str::from_utf8(self.source.text()).is_err()
+            && ops.any(|op| {
+                op.windows(REPLACEMENT.len())
+                    .any(|part| part == REPLACEMENT)
+            })
+        {
+            return Err(FrontendError::invalid(
+                "failed to marshal LLB definition: string field contains invalid UTF-8",
+            ));
+        }
         Ok(Converted {
-            definition: stage.state.marshal(&defaults),
+            definition,
             image: std::mem::take(&mut stage.image),
             base: stage.base_image.take(),
         })

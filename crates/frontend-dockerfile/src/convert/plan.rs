@@ -233,7 +233,7 @@ impl Converter<'_> {
             Ok(index) => usize::try_from(index)
                 .ok()
                 .filter(|index| *index < self.stages.len())
-                .ok_or_else(|| self.invalid(span, format!("invalid stage index {index}"))),
+                .ok_or_else(|| FrontendError::invalid(format!("invalid stage index {index}"))),
             Err(_) => Ok(self.find_or_add(from, span)),
         }
     }

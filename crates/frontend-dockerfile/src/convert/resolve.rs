@@ -74,9 +74,12 @@ impl Converter<'_> {
         let this = &*self;
         let found = try_join_all(lookups.iter().map(|&(place, needed)| async move {
             let stage = &this.stages[place];
-            this.look_up(stage, needed)
-                .await
-                .map_err(|error| error.at(this.source.location(stage.stage.span)))
+            let found = this.look_up(stage, needed).await;
+            found.map_err(|error| match stage.unregistered {
+                // No `FROM` names it.
+                true => error,
+                false => error.at(this.source.location(stage.stage.span)),
+            })
         }))
         .await?;
         for ((place, needed), found) in lookups.into_iter().zip(found) {

@@ -77,8 +77,16 @@ impl Converter<'_> {
         if self.has_cap("exec.meta.cgroup.parent") {
             exec.cgroup_parent.clone_from(&options.cgroup_parent);
         }
-        if self.has_cap("exec.meta.cdi") {
-            exec.devices = devices(&run.devices)?;
+        exec.devices = devices(&run.devices)?;
+        if !self.has_cap("exec.meta.cdi") {
+            // There are none. A step that can do without them does.
+            let mut devices = std::mem::take(&mut exec.devices).into_iter();
+            if let Some(device) = devices.find(|device| !device.optional) {
+                return Err(FrontendError::invalid(format!(
+                    "required device {:?} is not registered",
+                    device.name
+                )));
+            }
         }
 
         let mut code = command.code.clone();

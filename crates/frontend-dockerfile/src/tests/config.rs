@@ -48,7 +48,7 @@ fn the_configuration_says_what_the_instructions_do() {
             "WORKDIR /sub/dir",
             "STOPSIGNAL SIGTERM",
             "SHELL [/bin/bash -c]",
-            "HEALTHCHECK {Test:[CMD-SHELL curl x] Interval:1m30s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}",
+            r#"HEALTHCHECK &{["CMD-SHELL" "curl x"] "1m30s" "0s" "0s" "0s" '\x00'}"#,
             "ENTRYPOINT [\"e\"]",
             "CMD [\"/bin/bash\" \"-c\" \"echo \\\"hi\\\"\"]",
         ]

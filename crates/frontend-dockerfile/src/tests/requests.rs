@@ -94,7 +94,7 @@ fn builds_warn() {
         ),
         (
             "FROM alpine\nRUN a \\\n\nb\n",
-            "NoEmptyContinuation: Empty continuation line (line 2)",
+            "NoEmptyContinuation: Empty continuation line (line 4)",
         ),
         (
             "FROM alpine\nRun x\n",
