@@ -19,7 +19,7 @@ use crate::EngineError;
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::container::{Container, Containers, NewContainer};
-use crate::{files, process};
+use crate::{files, process, sent};
 
 type Outcome = Result<FrontendResult, EngineError>;
 
@@ -152,13 +152,13 @@ impl Gateway {
     /// Keeps a reference for the client. An empty file system has an empty id.
     fn keep(&self, reference: Option<&Arc<dyn Reference>>) -> api::Ref {
         let Some(reference) = reference else {
-            return api::Ref::default();
+            return sent::nothing();
         };
         let id = reference.id().to_owned();
         self.references().insert(id.clone(), reference.clone());
         api::Ref {
             id,
-            def: Some(reference.definition().clone()),
+            def: Some(sent::definition(reference.definition().clone())),
         }
     }
 
@@ -335,7 +335,7 @@ impl Gateway {
     /// The inputs that the client gave with its solve.
     pub fn inputs(&self) -> api::InputsResponse {
         api::InputsResponse {
-            definitions: self.inputs.clone(),
+            definitions: mapped(&self.inputs, |input| sent::definition(input.clone())),
         }
     }
 

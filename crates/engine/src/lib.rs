@@ -46,6 +46,7 @@ mod meta;
 mod process;
 mod reference;
 mod request;
+mod sent;
 mod shown;
 
 pub use engine::{Engine, EngineConfig};
