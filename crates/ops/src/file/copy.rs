@@ -103,7 +103,7 @@ impl<'a> Rules<'a> {
         } else {
             to.parent().unwrap_or(Path::new("")).to_owned()
         };
-        make_dirs(self.scene, &parent, 0o755, action.timestamp)?;
+        make_dirs(self.scene, &parent, self.mode_above(), action.timestamp)?;
 
         let filter = |path: &Path, directory: bool| self.select(path, directory);
         let mode = |mode: u32, directory: bool| self.mode_of(mode, directory);
@@ -154,7 +154,7 @@ impl<'a> Rules<'a> {
         };
         let named = Path::new(above);
         let above = follow(target, named, true).map_err(failed("mkdir", named))?;
-        make_dirs(self.scene, &above, 0o755, self.action.timestamp)?;
+        make_dirs(self.scene, &above, self.mode_above(), self.action.timestamp)?;
         let named = Path::new(dest);
         follow(target, named, true).map_err(failed("lstat", named))
     }
@@ -196,6 +196,14 @@ impl<'a> Rules<'a> {
             (false, true) => Select::Descend,
             (false, false) => Select::Skip,
         }
+    }
+
+    /// The mode of directories that are made to copy into: the one that is asked for, too.
+    fn mode_above(&self) -> u32 {
+        if self.mode.is_some() || self.action.mode == -1 {
+            return 0o755;
+        }
+        bits(self.action.mode) & 0o7777
     }
 
     fn mode_of(&self, mode: u32, directory: bool) -> u32 {
