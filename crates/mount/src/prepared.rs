@@ -71,6 +71,18 @@ impl Prepared {
         self.sources.get(index)?.as_deref()
     }
 
+    /// How many mounts the step has.
+    pub fn count(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// [`source`](Self::source), to look at while it is mounted elsewhere for writing: what a
+    /// mount of an overlay has above its layers is one more layer.
+    pub fn view(&self, index: usize) -> Option<Vec<Mount>> {
+        let mounts = self.source(index)?.iter().cloned();
+        Some(mounts.map(Mount::read_only).collect())
+    }
+
     /// Keeps what was written, as the outputs of the step, ordered by their index.
     ///
     /// # Cancel safety

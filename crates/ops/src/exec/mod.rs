@@ -3,6 +3,8 @@
 mod key;
 mod run;
 
+pub use run::secret_variables;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

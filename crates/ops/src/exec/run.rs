@@ -141,7 +141,7 @@ impl ExecOp {
             let path = if windows { PATH_WINDOWS } else { PATH_LINUX };
             env.push(format!("PATH={path}"));
         }
-        env.extend(self.secrets(sessions).await?);
+        env.extend(secret_variables(&self.op.secretenv, sessions).await?);
         let clip = Arc::new(Mutex::new(Clip::new(self.env.log_limits)));
         Ok(Process {
             args: meta.args.clone(),
@@ -153,35 +153,38 @@ impl ExecOp {
             ..Process::default()
         })
     }
+}
 
-    /// The variables whose values are the client's secrets.
-    async fn secrets(&self, sessions: &Group) -> Result<Vec<String>, OpsError> {
-        let mut variables = Vec::new();
-        for secret in &self.op.secretenv {
-            let (id, name) = (secret.id.as_str(), &secret.name);
-            if id.is_empty() {
-                return Err(OpsError::invalid(format!(
-                    "secret ID missing for {name:?} environment variable"
-                )));
-            }
-            let found = if sessions.is_empty() {
-                None
-            } else {
-                sessions
-                    .any(|session| async move { secrets::get(&session, id).await })
-                    .await?
-            };
-            match found {
-                Some(value) => {
-                    let value = String::from_utf8_lossy(&value);
-                    variables.push(format!("{name}={value}"));
-                }
-                None if secret.optional => {}
-                None => return Err(OpsError::invalid(format!("secret {id}: not found"))),
-            }
+/// The variables whose values are the client's secrets.
+pub async fn secret_variables(
+    secrets: &[pb::SecretEnv],
+    sessions: &Group,
+) -> Result<Vec<String>, OpsError> {
+    let mut variables = Vec::new();
+    for secret in secrets {
+        let (id, name) = (secret.id.as_str(), &secret.name);
+        if id.is_empty() {
+            return Err(OpsError::invalid(format!(
+                "secret ID missing for {name:?} environment variable"
+            )));
         }
-        Ok(variables)
+        let found = if sessions.is_empty() {
+            None
+        } else {
+            sessions
+                .any(|session| async move { secrets::get(&session, id).await })
+                .await?
+        };
+        match found {
+            Some(value) => {
+                let value = String::from_utf8_lossy(&value);
+                variables.push(format!("{name}={value}"));
+            }
+            None if secret.optional => {}
+            None => return Err(OpsError::invalid(format!("secret {id}: not found"))),
+        }
     }
+    Ok(variables)
 }
 
 /// The variables of a proxy, in both cases: programs do not agree on one.
