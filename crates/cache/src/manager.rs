@@ -281,6 +281,25 @@ impl CacheManager {
         Ok(())
     }
 
+    /// Makes what has one of these indexes be found by it no more. Who has it keeps it.
+    ///
+    /// # Cancel safety
+    /// It is forgotten when the future is first polled.
+    pub async fn forget(&self, wanted: impl Fn(&str) -> bool) -> Result<(), CacheError> {
+        let mut handed = Vec::new();
+        {
+            let mut state = self.shared.state();
+            for id in state.remove_indexes(wanted) {
+                let one = self.shared.hand_over(&mut state, &id, |_| Ok(()))?;
+                handed.push((id, one));
+            }
+        }
+        for (id, one) in handed {
+            self.shared.committed(&id, one).await?;
+        }
+        Ok(())
+    }
+
     /// The refs that have this index, in the order of their ids.
     pub fn search(&self, index: &str) -> Result<Vec<RefId>, CacheError> {
         Ok(self.shared.state().search(index))

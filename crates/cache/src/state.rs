@@ -202,6 +202,24 @@ impl State {
         true
     }
 
+    /// Takes indexes away; returns the refs that had one.
+    pub(crate) fn remove_indexes(&mut self, wanted: impl Fn(&str) -> bool) -> BTreeSet<RefId> {
+        let mut had = BTreeSet::new();
+        self.indexes.retain(|index, ids| {
+            let keep = !wanted(index);
+            if !keep {
+                had.append(ids);
+            }
+            keep
+        });
+        for id in &had {
+            if let Some(entry) = self.get_mut(id) {
+                entry.record.indexes.retain(|index| !wanted(index));
+            }
+        }
+        had
+    }
+
     pub(crate) fn search(&self, index: &str) -> Vec<RefId> {
         let ids = self.indexes.get(index);
         ids.map(|ids| ids.iter().cloned().collect())

@@ -8,9 +8,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use cooper_cache::{CacheError, CacheManager, LocalRef, MutableRef, RecordOptions, RecordType};
+use cooper_cache::{
+    CacheError, CacheManager, LocalRef, MountedDir, MutableRef, RecordOptions, RecordType,
+};
 use cooper_proto::pb::CacheSharingOpt;
-use tokio::sync::Notify;
+use cooper_snapshot::Mount;
+use tokio::sync::{Notify, OnceCell};
+
+/// What the index of a cache directory begins with; its key follows.
+const INDEX: &str = "cache-dir:";
 
 /// The cache mounts that are in use, by key.
 #[derive(Debug, Default)]
@@ -35,14 +41,14 @@ struct Users {
     /// Handles of this key, shared ones counted singly.
     count: usize,
     /// The directory that is shared now, and by how many.
-    shared: Option<(Arc<MutableRef>, usize)>,
+    shared: Option<(Arc<Held>, usize)>,
 }
 
 /// The use of a cache directory. Dropping it gives the directory back, at once.
 #[derive(Debug)]
 pub(crate) struct CacheDir {
     // There until it is dropped.
-    dir: Option<Arc<MutableRef>>,
+    dir: Option<Arc<Held>>,
     shared: bool,
     gate: Arc<Gate>,
 }
@@ -63,7 +69,7 @@ impl CacheDirs {
         let gate = self.gate(key);
         let wanted = Wanted {
             cache,
-            index: format!("cache-dir:{key}"),
+            index: format!("{INDEX}{key}"),
             base,
             description,
         };
@@ -72,6 +78,24 @@ impl CacheDirs {
             CacheSharingOpt::Private => gate.private(&wanted).await,
             CacheSharingOpt::Locked => gate.locked(&wanted).await,
         }
+    }
+
+    /// From now on everybody gets a new directory for these ids; who has one keeps it.
+    pub(crate) async fn forget(
+        &self,
+        cache: &CacheManager,
+        ids: &[&str],
+    ) -> Result<(), CacheError> {
+        let of = |key: &str| {
+            ids.iter().any(|id| {
+                let rest = key.strip_prefix(id);
+                // With a base its id stands behind.
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+            })
+        };
+        lock(&self.gates).retain(|key, _| !of(key));
+        let index = |index: &str| index.strip_prefix(INDEX).is_some_and(of);
+        cache.forget(index).await
     }
 
     fn gate(&self, key: &str) -> Arc<Gate> {
@@ -83,6 +107,21 @@ impl CacheDirs {
         let gate = Arc::new(Gate::default());
         gates.insert(key.to_owned(), Arc::downgrade(&gate));
         gate
+    }
+}
+
+/// A cache directory that somebody has.
+#[derive(Debug)]
+struct Held {
+    // Unmounted before the directory is given back.
+    mounted: OnceCell<MountedDir>,
+    dir: MutableRef,
+}
+
+impl Held {
+    fn new(dir: MutableRef) -> Arc<Self> {
+        let mounted = OnceCell::new();
+        Arc::new(Self { mounted, dir })
     }
 }
 
@@ -136,7 +175,7 @@ impl Gate {
         if let Some(dir) = self.join() {
             return Ok(dir);
         }
-        let dir = Arc::new(wanted.find_or_make().await?);
+        let dir = Held::new(wanted.find_or_make().await?);
         let mut users = lock(&self.users);
         users.count += 1;
         users.shared = Some((dir.clone(), 1));
@@ -195,7 +234,7 @@ impl Gate {
     fn alone(self: &Arc<Self>, dir: MutableRef) -> CacheDir {
         lock(&self.users).count += 1;
         CacheDir {
-            dir: Some(Arc::new(dir)),
+            dir: Some(Held::new(dir)),
             shared: false,
             gate: self.clone(),
         }
@@ -203,9 +242,16 @@ impl Gate {
 }
 
 impl CacheDir {
-    /// The directory.
-    pub(crate) fn dir(&self) -> &MutableRef {
-        self.dir.as_deref().expect("there until it is dropped")
+    /// What to mount. An overlay is mounted once for all who have the directory: two overlays
+    /// over one upper directory do not see each other's changes.
+    pub(crate) async fn mounts(&self) -> Result<Vec<Mount>, CacheError> {
+        let held = self.dir.as_deref().expect("there until it is dropped");
+        let mounts = held.dir.mounts().await?;
+        if mounts.iter().all(|mount| mount.kind != "overlay") {
+            return Ok(mounts);
+        }
+        let mounted = held.mounted.get_or_try_init(|| held.dir.mount()).await?;
+        Ok(vec![Mount::bind(mounted.path(), false)])
     }
 }
 

@@ -8,7 +8,7 @@ use cooper_cache::CacheManager;
 use cooper_sys::MountPoint;
 
 use crate::cachedir::CacheDirs;
-use crate::error::io;
+use crate::error::{cache, io};
 use crate::{MountError, Prepare, Prepared};
 
 /// Prepares the mounts of processes. It owns which cache mounts are in use, and a folder with
@@ -47,6 +47,15 @@ impl MountManager {
     /// When the future is dropped everything is given back.
     pub async fn prepare(&self, prepare: Prepare<'_>) -> Result<Prepared, MountError> {
         prepare.run(self).await
+    }
+
+    /// Makes the caches of these ids begin anew. Who has one keeps it.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped some may be forgotten.
+    pub async fn forget_caches(&self, ids: &[&str]) -> Result<(), MountError> {
+        let forgotten = self.dirs.forget(&self.cache, ids).await;
+        forgotten.map_err(cache("forget the caches of", &ids.join(", ")))
     }
 
     /// A new empty folder.

@@ -208,12 +208,8 @@ impl<'a> Prepare<'a> {
                 dir
             }
         };
-        let mounts = dir.dir().mounts().await;
-        let mut mounts = mounts.map_err(cache("mount the cache of", &mount.dest))?;
-        for mount in &mut mounts {
-            // A cache outlives the step: a crash of the machine must not tear it.
-            mount.options.retain(|option| option != "volatile");
-        }
+        let mounts = dir.mounts().await;
+        let mounts = mounts.map_err(cache("mount the cache of", &mount.dest))?;
         if let (Ok(index), Some(base)) = (usize::try_from(mount.output), base) {
             prepared.outputs.push(Output::same(index, base));
         }

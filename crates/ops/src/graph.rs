@@ -71,6 +71,27 @@ fn op(
     })
 }
 
+/// Makes the caches begin anew that steps mount which are to be built anew.
+///
+/// # Cancel safety
+/// When the future is dropped some may have been forgotten.
+pub async fn forget_caches(graph: &llb::Graph, env: &Env) -> Result<(), OpsError> {
+    let anew = graph
+        .vertices()
+        .iter()
+        .filter(|vertex| vertex.ignore_cache());
+    let mounts = anew.flat_map(|vertex| match &vertex.op {
+        llb::Op::Exec(exec) => exec.mounts.as_slice(),
+        _ => &[],
+    });
+    let ids = mounts.filter_map(|mount| Some(mount.cache_opt.as_ref()?.id.as_str()));
+    let ids: Vec<_> = ids.collect();
+    if !ids.is_empty() {
+        env.mounts.forget_caches(&ids).await?;
+    }
+    Ok(())
+}
+
 fn layers(env: Arc<Env>, vertex: &llb::Vertex, inputs: InputVertices) -> Layers {
     Layers {
         env,

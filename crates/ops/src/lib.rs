@@ -32,4 +32,5 @@ mod tests;
 pub use content::Selector;
 pub use env::{Build, Env, JobContext, Output};
 pub use error::{ExecFailure, FileActionError, OpsError};
-pub use graph::{Vertices, vertices};
+pub use exec::secret_variables;
+pub use graph::{Vertices, forget_caches, vertices};
