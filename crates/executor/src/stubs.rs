@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use cooper_sys::{Entry, Root};
 use rustix::fs::{AtFlags, FileType, Stat, Timespec, Timestamps};
@@ -26,6 +27,8 @@ pub struct MountStubs {
     missing: Vec<PathBuf>,
     // Times of the folders that were there.
     parents: BTreeMap<PathBuf, Timestamps>,
+    // When they were looked for, in nanoseconds since 1970.
+    began: i128,
 }
 
 impl MountStubs {
@@ -36,7 +39,11 @@ impl MountStubs {
         dests: impl IntoIterator<Item = &'a str>,
         recursive: bool,
     ) -> Self {
-        let mut stubs = Self::default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut stubs = Self {
+            began: now.map_or(0, |now| now.as_nanos().cast_signed()),
+            ..Self::default()
+        };
         for dest in ALWAYS.into_iter().chain(dests) {
             let Ok(mut path) = real_path(root, Path::new(dest)) else {
                 continue;
@@ -93,12 +100,17 @@ impl MountStubs {
     }
 
     /// The times of a folder after a stub in it is gone: those from before if the last change
-    /// was the making of a stub, else those of now.
+    /// was the making of a stub, else those of now, which a process may have set to any time.
     fn times_after(&self, parent: &Path, now: &Stat, newest: Option<&i128>) -> Timestamps {
         let now = times(now);
         let changed = nanoseconds(&now.last_modification);
         match (self.parents.get(parent), newest) {
-            (Some(before), Some(newest)) if changed <= newest + TICK_NANOSECONDS => before.clone(),
+            (Some(before), Some(newest))
+                if changed >= self.began - TICK_NANOSECONDS
+                    && changed <= newest + TICK_NANOSECONDS =>
+            {
+                before.clone()
+            }
             _ => now,
         }
     }
@@ -135,13 +147,13 @@ fn nanoseconds(time: &Timespec) -> i128 {
 mod tests {
     use super::*;
     use std::fs;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     #[test]
     fn stubs_go_and_times_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
-        for path in ["etc", "work", "full"] {
+        for path in ["etc", "work", "full", "dated"] {
             fs::create_dir(at(path)).unwrap();
         }
         let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
@@ -149,7 +161,7 @@ mod tests {
             fs::File::open(at(path)).unwrap().set_modified(old).unwrap();
         }
         let root = Root::open(dir.path()).unwrap();
-        let dests = ["/work/a/b", "/full/x", "/full"];
+        let dests = ["/work/a/b", "/full/x", "/full", "/dated/x"];
         let stubs = MountStubs::before(&root, dests, true);
         fs::write(at("etc/hosts"), "").unwrap();
         fs::write(at("etc/resolv.conf"), "").unwrap();
@@ -162,12 +174,20 @@ mod tests {
             .unwrap()
             .set_modified(later)
             .unwrap();
+        fs::create_dir(at("dated/x")).unwrap();
+        // And this one to a time of its choice.
+        let chosen = old + Duration::from_secs(500);
+        fs::File::open(at("dated"))
+            .unwrap()
+            .set_modified(chosen)
+            .unwrap();
         stubs.remove(&root);
         let modified = |path: &str| at(path).metadata().unwrap().modified().unwrap();
         assert!(!at("work/a").exists() && !at("etc/hosts").exists() && !at("full/x").exists());
         assert_eq!(modified("etc"), old);
         assert_eq!(modified("work"), old);
         assert_eq!(modified("full"), later);
+        assert_eq!(modified("dated"), chosen);
         assert!(at("full/kept").exists());
     }
 
