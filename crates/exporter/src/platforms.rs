@@ -53,20 +53,49 @@ pub(crate) fn parse(metadata: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Platform
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let list: Platforms = serde_json::from_slice(text).map_err(|error| {
+        let list: Option<Platforms> = serde_json::from_slice(text).map_err(|error| {
             ExportError::result(format!(
                 "failed to parse platforms passed to exporter: {error}"
             ))
         })?;
-        return Ok(list.platforms.unwrap_or_default());
+        let list = list.unwrap_or_default().platforms.unwrap_or_default();
+        if list.is_empty() {
+            return Err(ExportError::result(
+                "invalid empty platforms index for exporter",
+            ));
+        }
+        for platform in &list {
+            let Spec {
+                os, architecture, ..
+            } = &platform.spec;
+            if platform.id.is_empty() {
+                let reason = "invalid empty platform key for exporter";
+                return Err(ExportError::result(reason));
+            }
+            if os.is_empty() || architecture.is_empty() {
+                return Err(ExportError::result(format!(
+                    "invalid platform value {os}/{architecture} for exporter"
+                )));
+            }
+        }
+        return Ok(list);
     }
     let mut platform = host();
     if let Some(config) = metadata.get(CONFIG) {
-        let spec: Spec = serde_json::from_slice(config).map_err(|error| ExportError::Config {
-            reason: error.to_string(),
-        })?;
-        if !spec.os.is_empty() && !spec.architecture.is_empty() {
-            platform = from_spec(spec);
+        let spec: Option<Spec> =
+            serde_json::from_slice(config).map_err(|error| ExportError::Config {
+                reason: error.to_string(),
+            })?;
+        let spec =
+            spec.ok_or_else(|| ExportError::result("invalid null image config for export"))?;
+        match (spec.os.is_empty(), spec.architecture.is_empty()) {
+            (true, true) => {}
+            (false, false) => platform = from_spec(spec),
+            _ => {
+                return Err(ExportError::result(
+                    "invalid image config: os and architecture must be specified together",
+                ));
+            }
         }
     }
     let platform = normalize(&platform);
@@ -160,7 +189,21 @@ mod tests {
         let one = parse(&metadata(&[(CONFIG, config)])).unwrap();
         assert_eq!(one[0].id, "linux/arm64");
         assert_eq!(parse(&metadata(&[])).unwrap()[0].id, format(&host()));
-        assert!(parse(&metadata(&[(CONFIG, "x")])).is_err());
+        for (key, value, reason) in [
+            (CONFIG, "x", "invalid image config for export"),
+            (CONFIG, "null", "invalid null image config for export"),
+            (CONFIG, r#"{"os":"linux"}"#, "must be specified together"),
+            (KEY, "null", "invalid empty platforms index for exporter"),
+            (KEY, r#"{"Platforms":[{}]}"#, "invalid empty platform key"),
+            (
+                KEY,
+                r#"{"Platforms":[{"ID":"x"}]}"#,
+                "invalid platform value",
+            ),
+        ] {
+            let error = parse(&metadata(&[(key, value)])).unwrap_err().to_string();
+            assert!(error.contains(reason), "{value}: {error}");
+        }
     }
 
     #[test]
