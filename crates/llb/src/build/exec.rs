@@ -40,6 +40,8 @@ pub struct Exec {
     pub devices: Vec<pb::CdiDevice>,
     /// The parent of the container's control group.
     pub cgroup_parent: String,
+    /// The exit codes of success; none: 0 alone.
+    pub valid_exit_codes: Vec<i32>,
     /// Nothing can be written to the root.
     pub read_only_root: bool,
     /// What is said of the operation.
@@ -129,6 +131,19 @@ impl State {
         // The root's target sorts before all others: its output is the first.
         self.with_output(Some(node.output(0)))
     }
+
+    /// What a command that has run on it left in the mount at `target`; `None` when nothing
+    /// comes out of a mount there.
+    #[must_use]
+    pub fn run_mounted(&self, exec: Exec, target: &str) -> Option<Self> {
+        let node = node(self, exec);
+        let Kind::Exec(exec) = &node.kind else {
+            return None;
+        };
+        let mut mounts = exec.op.mounts.iter();
+        let index = mounts.find(|mount| mount.dest == target)?.output;
+        (index >= 0).then(|| self.with_output(Some(node.output(index))))
+    }
 }
 
 fn node(state: &State, exec: Exec) -> Node {
@@ -216,6 +231,7 @@ fn node(state: &State, exec: Exec) -> Node {
     let network = exec.network.unwrap_or(state.network);
     for (needed, cap) in [
         (!exec.ulimits.is_empty(), "exec.meta.ulimit"),
+        (!exec.valid_exit_codes.is_empty(), "exec.validexitcode"),
         (!exec.devices.is_empty(), "exec.meta.cdi"),
         (network != pb::NetMode::Unset, "exec.meta.network"),
         (
@@ -247,7 +263,7 @@ fn node(state: &State, exec: Exec) -> Node {
                     ulimit: exec.ulimits,
                     cgroup_parent: exec.cgroup_parent,
                     remove_mount_stubs_recursive: true,
-                    valid_exit_codes: Vec::new(),
+                    valid_exit_codes: exec.valid_exit_codes.clone(),
                 }),
                 mounts,
                 network: network.into(),

@@ -87,6 +87,8 @@ pub struct CopySpec {
     pub exclude: Vec<String>,
     /// Paths that have to be there.
     pub required_paths: Vec<String>,
+    /// What is in the way is replaced, whatever it is.
+    pub replace_existing: bool,
     /// When the copies were made.
     pub created: Option<i64>,
 }
@@ -313,6 +315,9 @@ fn copy_action(
     if !copy.required_paths.is_empty() {
         constraints.cap("file.copy.requiredpaths");
     }
+    if copy.replace_existing {
+        constraints.cap("file.copy.alwaysreplaceexistingdestpaths");
+    }
     let (mode, mode_str) = match copy.mode {
         None => (-1, String::new()),
         Some(ChmodSpec::Bits(bits)) => (bits.cast_signed(), String::new()),
@@ -332,7 +337,7 @@ fn copy_action(
         timestamp: copy.created.unwrap_or(-1),
         include_patterns: copy.include,
         exclude_patterns: copy.exclude,
-        always_replace_existing_dest_paths: false,
+        always_replace_existing_dest_paths: copy.replace_existing,
         mode_str,
         required_paths: copy.required_paths,
     };
