@@ -30,9 +30,9 @@ pub(crate) struct Spec {
 /// A platform of the result, with the id that its references and metadata have.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Platform {
-    #[serde(rename = "ID")]
+    #[serde(default, rename = "ID")]
     pub(crate) id: String,
-    #[serde(rename = "Platform")]
+    #[serde(default, rename = "Platform")]
     pub(crate) spec: Spec,
 }
 
