@@ -246,7 +246,8 @@ fn devices(values: &[String]) -> Result<Vec<pb::CdiDevice>> {
                         })?;
                         device.optional = !required;
                     }
-                    (name, _) if i == 0 => device.name = name.to_owned(),
+                    // `vendor/class=name` is one name.
+                    _ if i == 0 => field.clone_into(&mut device.name),
                     (key, _) => {
                         return Err(FrontendError::invalid(format!(
                             "unexpected key '{key}' in '{field}'"
