@@ -8,6 +8,8 @@ mod caching;
 mod cancelling;
 mod contexts;
 mod dockerfile;
+mod dockerfile_corners;
+mod dockerfile_git;
 mod first_build;
 mod footprint;
 mod graphs;
