@@ -145,6 +145,7 @@ impl Facts {
         let info = Info {
             filename: &place.info.filename,
             data: base64(&place.info.data),
+            definition: definition(place.info.definition.as_ref()),
             language: &place.info.language,
         };
         self.add("errdefs.Source", &Source { info, ranges });
@@ -189,8 +190,26 @@ struct Source<'a> {
 struct Info<'a> {
     filename: &'a str,
     data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    definition: Option<Definition>,
     #[serde(skip_serializing_if = "str::is_empty")]
     language: &'a str,
+}
+
+/// How the file was got: the graph without what is only said about it.
+#[derive(Serialize)]
+struct Definition {
+    def: Vec<String>,
+}
+
+fn definition(definition: Option<&pb::Definition>) -> Option<Definition> {
+    // Statuses travel in headers, which are no place for large graphs.
+    const MOST: usize = 16 << 10;
+    let def = &definition?.def;
+    let size: usize = def.iter().map(|op| op.len()).sum();
+    (size > 0 && size <= MOST).then(|| Definition {
+        def: def.iter().map(|op| base64(op)).collect(),
+    })
 }
 
 #[derive(Serialize)]

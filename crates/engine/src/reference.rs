@@ -71,32 +71,42 @@ impl LazyRef {
         Ok(build.job.build(vertices, edge).await?)
     }
 
-    /// [`output`](Self::output), with the place in the user's text that asked for what failed.
+    /// [`output`](Self::output), with the places in the user's text that asked for what failed.
     pub(crate) async fn located(&self) -> Result<Option<ImmutableRef>, FrontendError> {
         self.output().await.map_err(|error| self.locate(error))
     }
 
     fn locate(&self, error: EvaluateError) -> FrontendError {
-        let place = match &error {
-            EvaluateError::Solve(SolveError::Op { vertex, .. }) => self.place(vertex),
-            _ => None,
+        let places = match &error {
+            EvaluateError::Solve(SolveError::Op { vertex, .. }) => self.places(vertex),
+            _ => Vec::new(),
         };
-        let error = FrontendError::from(error);
-        match place {
-            Some(place) => error.at(place),
-            None => error,
+        let mut error = FrontendError::from(error);
+        for place in places {
+            if error.location().is_some() {
+                error = FrontendError::bridge(error.to_string(), error);
+            }
+            error = error.at(place);
         }
+        error
     }
 
-    fn place(&self, vertex: &Digest) -> Option<SourceLocation> {
-        let source = self.definition.source.as_ref()?;
-        let locations = source.locations.get(vertex.as_ref())?;
-        let location = locations.locations.first()?;
-        let info = usize::try_from(location.source_index).ok()?;
-        Some(SourceLocation {
-            info: Arc::new(source.infos.get(info)?.clone()),
-            ranges: location.ranges.clone(),
-        })
+    /// The places that a vertex comes from, in the order of the definition.
+    fn places(&self, vertex: &Digest) -> Vec<SourceLocation> {
+        let Some(source) = &self.definition.source else {
+            return Vec::new();
+        };
+        let Some(locations) = source.locations.get(vertex.as_ref()) else {
+            return Vec::new();
+        };
+        let place = |location: &pb::Location| {
+            let info = usize::try_from(location.source_index).ok()?;
+            Some(SourceLocation {
+                info: Arc::new(source.infos.get(info)?.clone()),
+                ranges: location.ranges.clone(),
+            })
+        };
+        locations.locations.iter().filter_map(place).collect()
     }
 
     /// Does something with the files, on a thread that may block.
