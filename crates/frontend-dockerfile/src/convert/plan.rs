@@ -176,8 +176,14 @@ impl Converter<'_> {
             }
             return Err(error);
         }
-        // A single stage needs no name.
-        if let [only] = self.stages.as_mut_slice() {
+        // A single stage needs no name. BuildKit counts the scratch that a mount is taken from.
+        let has_mounts = |command: &StageCommand| match &command.command.instruction {
+            Instruction::Run(run) => !run.mounts.is_empty(),
+            _ => false,
+        };
+        if let [only] = self.stages.as_mut_slice()
+            && !only.commands.iter().any(has_mounts)
+        {
             only.name.clear();
         }
         Ok(())
