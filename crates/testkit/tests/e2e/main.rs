@@ -6,6 +6,14 @@
 
 mod caching;
 mod cancelling;
+mod client;
+mod client_files;
+mod client_frontend;
+mod client_gateway;
+mod client_mounts;
+mod client_results;
+mod client_sources;
+mod client_steps;
 mod contexts;
 mod dockerfile;
 mod dockerfile_corners;
