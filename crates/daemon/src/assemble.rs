@@ -24,7 +24,7 @@ use crate::config::{RegistryConfig, WorkerConfig};
 use crate::{Config, DaemonError, workers};
 
 /// How long calls may take to tell their clients that the daemon stops.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(1);
 /// The name of the built-in frontend in the configuration.
 const DOCKERFILE: &str = "dockerfile.v0";
 
@@ -85,7 +85,7 @@ impl Daemon {
     }
 
     /// Serves the API on `connections` until they end or `stop` is cancelled. Then builds are
-    /// given up, and calls get a few seconds to tell their clients.
+    /// given up, and calls get a second to tell their clients.
     ///
     /// # Cancel safety
     /// Dropping the future gives up what clients wait for.
