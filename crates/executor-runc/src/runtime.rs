@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use cooper_executor::ExecError;
 use cooper_sys::PidFd;
@@ -17,12 +18,13 @@ pub(crate) struct Runtime {
     binary: PathBuf,
     state: PathBuf,
     /// Whether it can be told to leave the container's remains when it has ended: then the
-    /// control group can still be asked why, and there is no second process to remove it.
-    keep: bool,
+    /// control group can still be asked why, and there is no second process to remove it. Asked
+    /// of it when the first container is made, so that a daemon is there sooner.
+    keep: OnceLock<bool>,
 }
 
 impl Runtime {
-    /// Finds the runtime and asks it what it can do. Blocks.
+    /// Finds the runtime.
     pub(crate) fn find(binary: Option<&Path>, state: PathBuf) -> Result<Self, ExecError> {
         let candidates = match binary {
             Some(binary) => vec![binary],
@@ -35,15 +37,18 @@ impl Runtime {
                 binary: binary.unwrap_or_default(),
             });
         };
-        let help = Command::new(&binary)
-            .args(["run", "--help"])
-            .output()
-            .map_err(ExecError::process(format!("ask {}", binary.display())))?;
-        let keep = String::from_utf8_lossy(&help.stdout).contains("--keep");
         Ok(Self {
             binary,
             state,
-            keep,
+            keep: OnceLock::new(),
+        })
+    }
+
+    /// One that cannot be asked is not told either: what is wrong with it shows when it runs.
+    fn keeps(&self) -> bool {
+        *self.keep.get_or_init(|| {
+            let help = Command::new(&self.binary).args(["run", "--help"]).output();
+            help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--keep"))
         })
     }
 
@@ -56,7 +61,7 @@ impl Runtime {
     pub(crate) fn run(&self, id: &str, dir: &Path, pid_file: &Path) -> Command {
         let mut command = self.command(dir);
         command.arg("run").arg("--bundle").arg(dir);
-        if self.keep {
+        if self.keeps() {
             command.arg("--keep");
         }
         command.arg("--pid-file").arg(pid_file).arg(id);

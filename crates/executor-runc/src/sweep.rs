@@ -13,15 +13,20 @@ use crate::spawn;
 
 /// Kills every container that has a bundle, and removes all that belongs to it.
 pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarchies>) {
+    let Ok(entries) = std::fs::read_dir(bundles) else {
+        return;
+    };
+    let entries: Vec<_> = entries.filter_map(Result::ok).collect();
+    if entries.is_empty() {
+        // A bundle is there before its runtime is started and until that has ended.
+        return;
+    }
     // The runtime's processes first, so that no container is just being made.
     for stray in runtime.strays() {
         let _ = stray.signal(9);
         let _ = spawn::ended_blocking(&stray);
     }
-    let Ok(entries) = std::fs::read_dir(bundles) else {
-        return;
-    };
-    for entry in entries.filter_map(Result::ok) {
+    for entry in entries {
         let id = entry.file_name().to_string_lossy().into_owned();
         if let Err(error) = remove(&entry.path(), &id, runtime, hierarchies) {
             tracing::warn!(id, %error, "cannot remove a container that was left");
