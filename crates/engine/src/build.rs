@@ -32,38 +32,10 @@ pub(crate) struct Build {
     /// When the build ends: calls on its behalf end with it.
     pub(crate) ended: CancellationToken,
     /// The promised states by id. Who holds one keeps it.
-    references: Mutex<HashMap<String, Weak<LazyRef>>>,
-}
-
-/// What a build is made of.
-pub(crate) struct BuildParts {
-    pub(crate) engine: Arc<Shared>,
-    pub(crate) env: Arc<Env>,
-    pub(crate) job: Job<Domain>,
-    pub(crate) session_id: String,
-    pub(crate) sessions: Group,
-    pub(crate) sink: Arc<dyn Sink>,
-    pub(crate) entitlements: Entitlements,
-    pub(crate) opts: BuildOpts,
-    pub(crate) ended: CancellationToken,
+    pub(crate) references: Mutex<HashMap<String, Weak<LazyRef>>>,
 }
 
 impl Build {
-    pub(crate) fn new(parts: BuildParts) -> Arc<Self> {
-        Arc::new(Self {
-            engine: parts.engine,
-            env: parts.env,
-            job: parts.job,
-            session_id: parts.session_id,
-            sessions: parts.sessions,
-            sink: parts.sink,
-            entitlements: parts.entitlements,
-            opts: parts.opts,
-            ended: parts.ended,
-            references: Mutex::default(),
-        })
-    }
-
     pub(crate) fn keep(&self, reference: &Arc<LazyRef>) {
         let mut references = self
             .references

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use cooper_frontend::{
@@ -18,7 +18,7 @@ use futures::FutureExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::bridge::BuildBridge;
-use crate::build::{Build, BuildParts};
+use crate::build::Build;
 use crate::events::EventLog;
 use crate::jobs::{Entered, Jobs};
 use crate::{
@@ -166,7 +166,7 @@ impl Engine {
         let worker = shared.worker();
         let ended = shared.closing.child_token();
         let end = ended.clone().drop_guard();
-        let build = Build::new(BuildParts {
+        let build = Arc::new(Build {
             engine: shared.clone(),
             env: worker.env.clone(),
             job: worker
@@ -178,6 +178,7 @@ impl Engine {
             entitlements,
             opts: shared.build_opts(&request.session),
             ended,
+            references: Mutex::default(),
         });
         let bridge = BuildBridge::new(build.clone());
         let own = request.definition.is_none() && request.frontend.is_empty();

@@ -158,7 +158,10 @@ impl DiffOp {
         let (upper_mounts, _upper) = mounts(upper).await?;
         let name = format!("diff-{}", nothing.id());
         let options = CompressionOptions::default();
-        let layer = pack::pack(&env.content, &name, lower_mounts, upper_mounts, &options).await?;
+        // Where a process that is killed here has its mounts swept.
+        let scratch = env.cache.mounts_dir();
+        let (lower, upper) = (lower_mounts, upper_mounts);
+        let layer = pack::pack_in(&env.content, &name, lower, upper, &options, scratch).await?;
         self.layers.on(None, vec![layer]).await
     }
 }
