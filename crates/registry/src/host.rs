@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity};
+use reqwest::{Certificate, Client, ClientBuilder, Identity};
 
 use crate::RegistryError;
 
@@ -127,6 +127,15 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Begins a client of HTTP with TLS by ring, which becomes the process's provider of
+/// cryptography unless the program has chosen one.
+#[must_use]
+pub fn http_client() -> ClientBuilder {
+    // An error says that there is one already, and that one serves.
+    let _chosen_before = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+}
+
 /// Makes the client for a host. Reads the files of `config` and, unless `plain`, the system's
 /// certificates: blocks for the disk, shortly, once for each configuration.
 pub(crate) fn client(
@@ -134,7 +143,7 @@ pub(crate) fn client(
     config: &HostConfig,
     plain: bool,
 ) -> Result<Client, RegistryError> {
-    let mut builder = Client::builder()
+    let mut builder = http_client()
         .user_agent(USER_AGENT)
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(KEEPALIVE)

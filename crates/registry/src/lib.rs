@@ -36,7 +36,7 @@ mod transport;
 
 pub use error::RegistryError;
 pub use fetch::BlobFetcher;
-pub use host::{HostConfig, KeyPair};
+pub use host::{HostConfig, KeyPair, http_client};
 pub use oci_spec::image::{Descriptor, Digest, MediaType};
 pub use push::{PushOptions, Pushed};
 pub use reference::{Reference, ReferenceError};

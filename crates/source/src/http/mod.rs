@@ -46,7 +46,7 @@ pub struct HttpSource {
 impl HttpSource {
     /// Keeps downloads in `cache`.
     pub fn new(cache: CacheManager) -> Result<Self, SourceError> {
-        let client = Client::builder()
+        let client = cooper_registry::http_client()
             .user_agent(concat!("cooper/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|source| SourceError::Http {
