@@ -271,6 +271,22 @@ async fn what_is_asked_of_no_build_is_refused() {
 }
 
 #[tokio::test]
+async fn a_refused_build_is_over_for_its_listeners_too() {
+    let daemon = Daemon::start().await;
+    let request = SolveRequest {
+        r#ref: "refused".into(),
+        entitlements: vec!["network.host".into()],
+        ..SolveRequest::default()
+    };
+    let begin = Instant::now();
+    daemon.control().solve(request).await.unwrap_err();
+    assert!(daemon.statuses("refused").await.is_empty());
+    // A client listens for three seconds for what a build that failed still has to say.
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_is_said() {
     let daemon = Daemon::start().await;
     let fails = |request: SolveRequest| {

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use cooper_exporter::Exporter;
 use cooper_frontend::{
     BuildOpts, Frontend, FrontendResult, SolveRequest as BridgeRequest, WorkerInfo,
 };
@@ -88,6 +89,25 @@ impl Shared {
         }
     }
 
+    /// What a request asks of this daemon that can be refused before anything is built: its
+    /// exporters, and the rights that it has.
+    fn check(
+        &self,
+        request: &SolveRequest,
+    ) -> Result<(Vec<Box<dyn Exporter>>, Entitlements), EngineError> {
+        let exporters = export::resolve(&request.exporters, &request.frontend_attrs)?;
+        if let Some(export) = request.cache_exports.first() {
+            let kind = export.kind.clone();
+            return Err(EngineError::UnknownCacheExporter { kind });
+        }
+        let policy = request.source_policy.as_ref();
+        if policy.is_some_and(|policy| !policy.rules.is_empty()) {
+            return Err(EngineError::SourcePolicy);
+        }
+        let rights = entitlements::allowed(&request.entitlements, &self.entitlements)?;
+        Ok((exporters, rights))
+    }
+
     fn build_opts(&self, session_id: &str) -> BuildOpts {
         let info = |worker: &Worker| WorkerInfo {
             id: worker.id.clone(),
@@ -149,17 +169,12 @@ impl Engine {
 
     async fn run(&self, request: SolveRequest) -> Result<SolveResponse, EngineError> {
         let shared = &self.shared;
-        let exporters = export::resolve(&request.exporters, &request.frontend_attrs)?;
-        if let Some(export) = request.cache_exports.first() {
-            let kind = export.kind.clone();
-            return Err(EngineError::UnknownCacheExporter { kind });
-        }
-        let policy = request.source_policy.as_ref();
-        if policy.is_some_and(|policy| !policy.rules.is_empty()) {
-            return Err(EngineError::SourcePolicy);
-        }
-        let entitlements = entitlements::allowed(&request.entitlements, &shared.entitlements)?;
-
+        // What is refused is refused by a build that has begun: whoever listens hears its end
+        // at once, and does not wait for a build that never comes.
+        let (checked, entitlements) = match shared.check(&request) {
+            Ok((exporters, entitlements)) => (Ok(exporters), entitlements),
+            Err(error) => (Err(error), Entitlements::default()),
+        };
         let log = Arc::new(EventLog::default());
         let sink: Arc<dyn Sink> = log.clone();
         let sessions = Group::new(shared.sessions.clone(), [request.session.as_str()]);
@@ -212,6 +227,7 @@ impl Engine {
         };
 
         let built = async {
+            let exporters = checked?;
             let result = match outcome {
                 // The gateway is gone only when the build is.
                 Some(outcome) => outcome.await.map_err(|_| EngineError::Cancelled)??,
