@@ -26,7 +26,9 @@ use crate::ClientError;
 
 /// Flow-control windows in bytes: HTTP/2's own of 64 KiB would pay a round trip for each.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// So large because h2 ends a connection on which more small frames wait than half of it is
+/// worth, each counted as 256 bytes: a session sends one for every file of a context.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// A connection to a daemon; cheap to clone.
 #[derive(Clone, Debug)]

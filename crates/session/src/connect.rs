@@ -15,7 +15,10 @@ use crate::SessionError;
 
 /// Flow-control windows in bytes: HTTP/2's own of 64 KiB would pay a round trip for each.
 pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
-pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
+/// h2 ends a connection on which many small frames wait to be read: each counts as 256 bytes,
+/// and half of this window may be spent on what they are short of. A context of many files comes
+/// as one frame of some 40 bytes for each; a full window of them is short of 6 MiB.
+pub(crate) const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// A channel over `io`, once: there is nothing to dial again. The connection ends when `closed`
 /// is cancelled, and `closed` is cancelled when the connection ended.
