@@ -4,6 +4,7 @@
 //! needs beyond that, `setup` installs, saying so.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod layers;
 mod run;
@@ -25,6 +26,8 @@ usage: cargo xtask <task>
              conformance and end-to-end tests
   test-e2e   only the end-to-end tests; further arguments filter cases, and with
              --release the programs are built as users have them
+  bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
+             --without docker|buildah
   layers     check who may depend on whom
   tidy       check the house rules that a compiler does not know
 ";
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         "demo" => setup::run(Purpose::Demo).and_then(|()| demo::run()),
         "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
+        "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
         "layers" => layers::run(),
         "tidy" => tidy::run(),
         "" | "help" | "--help" | "-h" => {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::run::run;
-use crate::{Context, Daemon, Ran};
+use crate::{Context, Daemon, Engine, Ran, peer};
 
 /// Debian's release whose package is taken when the machine has no buildx.
 const RELEASE: &str = "trixie";
@@ -13,24 +13,54 @@ const RELEASE: &str = "trixie";
 /// buildx with a configuration folder and a builder of its own.
 #[derive(Debug)]
 pub struct Buildx {
+    program: PathBuf,
     config: tempfile::TempDir,
+    /// The builder's name, and the engine's address when it is that of an engine.
+    builder: (&'static str, Option<String>),
 }
 
 impl Buildx {
     /// Makes the builder, a `remote` one on the daemon's socket.
     #[track_caller]
     pub fn new(daemon: &Daemon) -> Self {
+        Self::remote(program(), &daemon.address())
+    }
+
+    /// The same with another program.
+    #[track_caller]
+    pub fn remote(program: &Path, address: &str) -> Self {
+        let buildx = Self::at(program, ("cooper", None));
+        run(buildx
+            .command()
+            .args(["create", "--name", "cooper", "--driver", "remote", address]))
+        .success();
+        buildx
+    }
+
+    /// The builder that is inside `engine`.
+    pub fn of_engine(program: &Path, engine: &Engine) -> Self {
+        Self::at(program, ("default", Some(engine.address())))
+    }
+
+    fn at(program: &Path, builder: (&'static str, Option<String>)) -> Self {
         let config = tempfile::Builder::new()
             .prefix("cooper-buildx-")
             .tempdir()
             .unwrap();
-        let buildx = Self { config };
-        let address = daemon.address();
-        run(buildx
-            .command()
-            .args(["create", "--name", "cooper", "--driver", "remote", &address]))
-        .success();
-        buildx
+        Self {
+            program: program.to_owned(),
+            config,
+            builder,
+        }
+    }
+
+    /// The newest buildx that Debian has.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be had.
+    pub fn newest() -> Result<PathBuf, String> {
+        of_release(peer::NEWEST)
     }
 
     /// `buildx build --progress=plain ARGS… CONTEXT`, to its end.
@@ -43,7 +73,7 @@ impl Buildx {
     pub fn build_command(&self, context: &Path, args: &[&str]) -> Command {
         let mut command = self.command();
         command
-            .args(["build", "--builder", "cooper", "--progress=plain"])
+            .args(["build", "--builder", self.builder.0, "--progress=plain"])
             .args(args)
             .arg(context);
         command
@@ -56,7 +86,10 @@ impl Buildx {
 
     /// `buildx` with this configuration; add a subcommand.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(&self.program);
+        if let Some(host) = &self.builder.1 {
+            command.env("DOCKER_HOST", host);
+        }
         command
             .env("DOCKER_CONFIG", self.config.path())
             .env("BUILDX_CONFIG", self.config.path().join("buildx"))
@@ -85,70 +118,13 @@ fn program() -> &'static Path {
         found
             .into_iter()
             .find(|path| path.exists())
-            .unwrap_or_else(unpack)
+            .unwrap_or_else(|| of_release(RELEASE).unwrap_or_else(|error| panic!("{error}")))
     })
 }
 
-fn unpack() -> PathBuf {
-    let cache = crate::run::bin("testkit").join("buildx");
-    let program = cache.join("docker-buildx");
-    if program.exists() {
-        return program;
-    }
-    let state = cache.join("apt");
-    for folder in ["lists/partial", "cache/archives/partial"] {
-        std::fs::create_dir_all(state.join(folder)).unwrap();
-    }
-    // The mirror that this machine itself uses, with another release.
-    let targets = run(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(ORIGIN) $(COMPONENT) $(SITE) $(SIGNED_BY)",
-        "Created-By: Packages",
-    ]))
-    .success();
-    let site = targets
-        .output
-        .lines()
-        .filter_map(|line| line.strip_prefix("Debian main "))
-        .filter_map(|rest| rest.split(' ').next())
-        .find(|site| !site.ends_with("-security"))
-        .expect("apt knows a Debian mirror (`apt-get update` first)");
-    let list = state.join("sources.list");
-    let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    std::fs::write(
-        &list,
-        format!("deb [signed-by={key}] {site} {RELEASE} main\n"),
-    )
-    .unwrap();
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command.current_dir(&state).arg("--quiet=2");
-        let set = |name: &str, value: &Path| format!("{name}={}", value.display());
-        for option in [
-            set("Dir::Etc::sourcelist", &list),
-            set("Dir::Etc::sourceparts", Path::new("-")),
-            set("Dir::State::lists", &state.join("lists")),
-            set("Dir::Cache", &state.join("cache")),
-            "APT::Sandbox::User=root".to_owned(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        command
-    };
-    run(apt().arg("update")).success();
-    run(apt().args(["download", "docker-buildx"])).success();
-    let package = std::fs::read_dir(&state)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "deb"))
-        .expect("apt-get downloaded a package");
-    let tree = cache.join("tree");
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&tree)).success();
-    std::fs::rename(
-        tree.join("usr/libexec/docker/cli-plugins/docker-buildx"),
-        &program,
-    )
-    .unwrap();
-    program
+/// The buildx of Debian's `release`.
+fn of_release(release: &str) -> Result<PathBuf, String> {
+    let name = format!("buildx-{release}");
+    let tree = peer::unpacked(&name, Some(release), &["docker-buildx"])?;
+    Ok(tree.join("usr/libexec/docker/cli-plugins/docker-buildx"))
 }

@@ -7,7 +7,17 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::memory;
 use crate::run::{bin, wait_until};
+
+/// What tests start it with.
+const OPTIONS: &[&str] = &[
+    "--oci-worker=true",
+    "--containerd-worker=false",
+    "--oci-worker-gc=false",
+    "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
+    "--debug",
+];
 
 /// A daemon with a root folder of its own, stopped and removed when dropped.
 #[derive(Debug)]
@@ -15,6 +25,7 @@ pub struct Daemon {
     dir: tempfile::TempDir,
     child: Option<Child>,
     config: String,
+    options: &'static [&'static str],
     /// From the start of the process to the first accepted connection.
     pub ready_after: Duration,
 }
@@ -29,6 +40,18 @@ impl Daemon {
     /// Starts one with this configuration file (`buildkitd.toml`).
     #[track_caller]
     pub fn with_config(config: &str) -> Self {
+        Self::with(config, OPTIONS)
+    }
+
+    /// Starts one with no options but its folders and its address: it logs little and collects
+    /// garbage.
+    #[track_caller]
+    pub fn ordinary() -> Self {
+        Self::with("", &[])
+    }
+
+    #[track_caller]
+    fn with(config: &str, options: &'static [&'static str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("cooper-daemon-")
             .tempdir()
@@ -37,6 +60,7 @@ impl Daemon {
             dir,
             child: None,
             config: config.to_owned(),
+            options,
             ready_after: Duration::ZERO,
         };
         daemon.spawn();
@@ -75,15 +99,7 @@ impl Daemon {
     pub fn command(&self, address: &str) -> Command {
         let mut command = Command::new(bin("cooperd"));
         command
-            .args([
-                "--oci-worker=true",
-                "--containerd-worker=false",
-                "--oci-worker-gc=false",
-            ])
-            .args([
-                "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
-                "--debug",
-            ])
+            .args(self.options)
             .arg("--config")
             .arg(self.dir.path().join("buildkitd.toml"))
             .arg("--root")
@@ -119,9 +135,7 @@ impl Daemon {
 
     /// Resident memory in KiB, by `field` of /proc/PID/status (`VmRSS`, `VmHWM`).
     pub fn memory_kib(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        memory::kib(self.pid(), field).expect("the daemon runs")
     }
 
     /// Whether the process is still there.

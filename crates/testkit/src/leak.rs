@@ -31,13 +31,7 @@ struct Seen {
 impl Watch {
     /// Looks at the machine as it is now, once nobody else watches it.
     pub fn begin() -> Self {
-        // One for all, whatever folder for temporary files each has.
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open("/run/cooper-watch.lock");
-        let alone = Flock::lock(file.unwrap(), FlockArg::LockExclusive);
-        let alone = alone.map_err(|(_, error)| error).unwrap();
+        let alone = alone();
         Self {
             before: Seen::now(),
             _alone: alone,
@@ -79,6 +73,17 @@ impl Watch {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Waits until nobody watches the machine; until the end of what is returned nobody begins to.
+pub fn alone() -> Flock<File> {
+    // One for all, whatever folder for temporary files each has.
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open("/run/cooper-watch.lock");
+    let alone = Flock::lock(file.unwrap(), FlockArg::LockExclusive);
+    alone.map_err(|(_, error)| error).unwrap()
 }
 
 impl Seen {

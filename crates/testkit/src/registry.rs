@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::run::wait_until;
 
+/// The line of htpasswd(1) for `someone` and `sesame`.
+const PASSWORDS: &str = "someone:$2b$04$NXcqwO2uEx7YssaaEviYhOju1EJa5KkjOZY8HzqTRo5flBedUJVo.\n";
+
 /// `docker-registry` with a folder of its own, stopped and removed when dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -19,6 +22,18 @@ impl Registry {
     /// Starts one and waits until it listens.
     #[track_caller]
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// The same for `someone` with the password `sesame` and nobody else.
+    #[track_caller]
+    pub fn with_login() -> Self {
+        Self::with("auth: {htpasswd: {realm: kit, path: PASSWORDS}}\n")
+    }
+
+    /// With more of a configuration; `PASSWORDS` in it is a file of them.
+    #[track_caller]
+    fn with(more: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("cooper-registry-")
             .tempdir()
@@ -30,8 +45,11 @@ impl Registry {
              delete: {{enabled: true}}\nhttp: {{addr: 127.0.0.1:{port}}}\n",
             storage.display()
         );
+        let passwords = dir.path().join("passwords");
+        std::fs::write(&passwords, PASSWORDS).unwrap();
+        let more = more.replace("PASSWORDS", &passwords.display().to_string());
         let path = dir.path().join("config.yml");
-        std::fs::write(&path, config).unwrap();
+        std::fs::write(&path, config + &more).unwrap();
         let child = Command::new("docker-registry")
             .arg("serve")
             .arg(&path)
