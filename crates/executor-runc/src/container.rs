@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use cooper_executor::{ExecError, Exit, Process, Running, TtySize};
+use cooper_executor::{ExecError, Exit, Process, Running, TtySize, Usage};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Process as OciProcess;
 use std::os::unix::process::ExitStatusExt;
@@ -43,6 +43,8 @@ pub(crate) struct Container {
     pub(crate) terminal: Option<Terminal>,
     pub(crate) ended: watch::Sender<Ended>,
     pub(crate) killed: AtomicBool,
+    /// What it used, once it has ended.
+    pub(crate) usage: OnceLock<Usage>,
 }
 
 impl Container {
@@ -112,6 +114,17 @@ impl Running for Handle {
 
     async fn wait(&self) -> Result<Exit, ExecError> {
         ended(&self.container.ended).await
+    }
+
+    async fn started(&self) -> Result<(), ExecError> {
+        match self.container.up().await {
+            Ok(_) | Err(ExecError::Stopped { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.container.usage.get().cloned()
     }
 
     async fn exec(&self, process: Process) -> Result<Arc<dyn Running>, ExecError> {
@@ -204,12 +217,16 @@ pub(crate) async fn own(
 
 /// Says how the container ended, and unmounts it.
 async fn finish(
-    container: &Container,
+    container: &Arc<Container>,
     status: io::Result<ExitStatus>,
     mut bundle: Bundle,
 ) -> (Result<Exit, String>, Option<Bundle>) {
-    let group = container.group.clone();
+    let container = container.clone();
     let unmounted = tokio::task::spawn_blocking(move || {
+        let group = &container.group;
+        if let Some(usage) = group.usage() {
+            let _ = container.usage.set(usage);
+        }
         let ended = status.map(spawn::code).map(|code| Exit {
             code,
             oom: code != 0 && group.out_of_memory(),

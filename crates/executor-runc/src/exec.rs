@@ -151,6 +151,17 @@ impl Running for Handle {
         ended(&self.exec.ended).await
     }
 
+    async fn started(&self) -> Result<(), ExecError> {
+        let exec = &self.exec;
+        tokio::select! {
+            biased;
+            _ = ended(&exec.ended) => Ok(()),
+            found = up::up(&exec.pid_file, &exec.container.group) => {
+                found.map(drop).map_err(ExecError::process("wait for a process to be up"))
+            }
+        }
+    }
+
     async fn exec(&self, process: Process) -> Result<Arc<dyn Running>, ExecError> {
         exec(&self.exec.container, process).await
     }

@@ -1,13 +1,14 @@
 //! The executor.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_executor::{
     Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SpecContext,
-    container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf, resolv_conf_of_host,
+    check_root, container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf,
+    resolv_conf_of_host,
 };
 use cooper_sys::Root;
 use cooper_sys::cgroup::Hierarchies;
@@ -136,6 +137,7 @@ impl Shared {
         let mut bundle = Bundle::new(&self.bundles, &id)?;
         let root_dir = bundle.mount_root(&id, &spec.root)?;
         let root = Root::open(&root_dir).map_err(ExecError::io("open", &root_dir))?;
+        check_root(&root)?;
         bundle.note_stubs(&root, &spec.mounts, spec.remove_mount_stubs);
         let user = find_user(&root, &process.user)?;
         let mut context = self.context(&id, &root_dir, &spec, &bundle)?;
@@ -161,6 +163,7 @@ impl Shared {
             terminal: stdio.terminal(),
             ended: watch::channel(None).0,
             killed: AtomicBool::new(false),
+            usage: OnceLock::new(),
             shared: self.clone(),
         });
         let owned = container::own(container.clone(), spawned, stdio, bundle);

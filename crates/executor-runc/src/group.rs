@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cooper_sys::PidFd;
-use cooper_sys::cgroup::Hierarchies;
+use cooper_sys::cgroup::{Hierarchies, Usage};
 
 use crate::spawn;
 
@@ -39,6 +39,11 @@ impl Group {
     /// Whether the kernel killed something in it for want of memory.
     pub(crate) fn out_of_memory(&self) -> bool {
         self.hierarchies.oom_kills(&self.path) > 0
+    }
+
+    /// What was used in it.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.hierarchies.usage(&self.path)
     }
 
     /// Kills all in it and waits until it is empty. Nothing may enter it from outside.

@@ -61,6 +61,12 @@ pub enum ExecError {
         /// Why.
         source: std::io::Error,
     },
+    /// A folder in which the kernel's file systems are mounted leads elsewhere.
+    #[error("{path} in the root file system is a symbolic link")]
+    SpecialLink {
+        /// The folder, as seen from inside.
+        path: PathBuf,
+    },
     /// A mount of the container could not be prepared.
     #[error("failed to mount {dest}")]
     Mount {

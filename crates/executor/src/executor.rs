@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{ContainerSpec, ExecError, Exit, Process};
+use crate::{ContainerSpec, ExecError, Exit, Process, Usage};
 
 /// Runs containers.
 #[async_trait]
@@ -37,6 +37,12 @@ pub trait Running: Send + Sync {
     /// The id of the container.
     fn id(&self) -> &str;
 
+    /// Waits until the process runs, or has ended before anybody could see it run.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops nothing.
+    async fn started(&self) -> Result<(), ExecError>;
+
     /// Waits for the end of the process and of its output: when this returns, each
     /// [`crate::Output`] has had its last byte, and for a container's first process its file
     /// systems are not mounted any more. Can be called again and by several at once.
@@ -47,6 +53,12 @@ pub trait Running: Send + Sync {
     /// # Cancel safety
     /// Dropping the future stops nothing.
     async fn wait(&self) -> Result<Exit, ExecError>;
+
+    /// What all processes of the container used, known when [`wait`](Self::wait) returns;
+    /// `None` before, for processes besides the first one, and where nobody measures it.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
 
     /// Starts another process in the same container, waiting until the container is up.
     /// Empty `env`, `cwd` and `user` are those of the container's first process.

@@ -40,10 +40,11 @@ pub use container::{
     ContainerMount, ContainerSpec, DEFAULT_HOSTNAME, HostIp, NetworkMode, Resources, SecurityMode,
     Ulimit, container_id,
 };
+pub use cooper_sys::cgroup::Usage;
 pub use error::ExecError;
 pub use executor::{Executor, Running};
 pub use hosts::hosts_file;
-pub use path::{make_cwd, real_path};
+pub use path::{check_root, make_cwd, real_path};
 pub use process::{Exit, Input, Output, Process, TtySize};
 pub use resolv::{DnsConfig, resolv_conf, resolv_conf_of_host};
 pub use spec::{SpecContext, exec_process, oci_spec};

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use cooper_sys::Root;
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, FileType};
 
 use crate::{ExecError, User};
 
@@ -42,6 +42,25 @@ pub fn real_path(root: &Root, path: &Path) -> io::Result<PathBuf> {
         push(&mut rest, &target);
     }
     Ok(found)
+}
+
+/// Folders in which every container has file systems of the kernel.
+const SPECIAL: [&str; 3] = ["proc", "sys", "dev"];
+
+/// Refuses a root file system in which a folder for the kernel's file systems is a symbolic
+/// link: runtimes have made files behind such a link that leads out of the root (runc did it
+/// with the links in `/dev`).
+pub fn check_root(root: &Root) -> Result<(), ExecError> {
+    for name in SPECIAL {
+        let link = root
+            .lstat(name)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
+        if link {
+            let path = Path::new("/").join(name);
+            return Err(ExecError::SpecialLink { path });
+        }
+    }
+    Ok(())
 }
 
 /// Puts the names of `path` before `rest`.
@@ -110,6 +129,18 @@ mod tests {
             assert_eq!(found, Path::new(expected), "{path}");
         }
         assert!(real_path(&root, Path::new("/loop/x")).is_err());
+    }
+
+    #[test]
+    fn folders_of_the_kernel_are_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join("proc")).unwrap();
+        check_root(&root).unwrap();
+        symlink("/anywhere", dir.path().join("dev")).unwrap();
+        let error = check_root(&root).unwrap_err();
+        let expected = "/dev in the root file system is a symbolic link";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -129,6 +129,10 @@ impl Running for Pretended {
         "pretended"
     }
 
+    async fn started(&self) -> Result<(), ExecError> {
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<Exit, ExecError> {
         Ok(self.0)
     }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where the machine mounts its control groups (cgroups(7)).
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -13,6 +14,27 @@ const MOUNT: &str = "/sys/fs/cgroup";
 pub struct Hierarchies {
     unified: bool,
     roots: Vec<PathBuf>,
+}
+
+/// What the processes of a group used since it was made. What the kernel does not count is
+/// `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Time of processors.
+    pub cpu: Duration,
+    /// The part of it in programs.
+    pub cpu_user: Option<Duration>,
+    /// The part of it in the kernel.
+    pub cpu_system: Option<Duration>,
+    /// The most bytes of memory that were in use at once, with cached files.
+    pub memory_peak: Option<u64>,
+    /// Bytes that were read from devices.
+    pub io_read: Option<u64>,
+    /// Bytes that were written to devices.
+    pub io_written: Option<u64>,
+    /// The most processes and threads that were there at once.
+    pub processes_peak: Option<u64>,
 }
 
 impl Hierarchies {
@@ -108,6 +130,46 @@ impl Hierarchies {
             .unwrap_or(0)
     }
 
+    /// What the group used; `None` when it is not there or time is not counted.
+    pub fn usage(&self, path: &str) -> Option<Usage> {
+        let number = |file: &str| self.read(path, file)?.trim().parse::<u64>().ok();
+        let processes_peak = number("pids.peak");
+        if self.unified {
+            let stat = self.read(path, "cpu.stat")?;
+            let io = self.read(path, "io.stat");
+            let time = |name| field(&stat, name).map(Duration::from_micros);
+            let bytes = |name| io.as_deref().map(|text| summed(text, name));
+            return Some(Usage {
+                cpu: time("usage_usec")?,
+                cpu_user: time("user_usec"),
+                cpu_system: time("system_usec"),
+                memory_peak: number("memory.peak"),
+                io_read: bytes("rbytes"),
+                io_written: bytes("wbytes"),
+                processes_peak,
+            });
+        }
+        let io = self.read(path, "blkio.throttle.io_service_bytes_recursive");
+        let bytes = |name: &str| {
+            let lines = io.as_deref()?.lines();
+            // `8:0 Read 4096`.
+            let values = lines.filter_map(|line| {
+                let mut words = line.split_whitespace().skip(1);
+                (words.next()? == name).then(|| words.next()?.parse::<u64>().ok())?
+            });
+            Some(values.sum())
+        };
+        Some(Usage {
+            cpu: Duration::from_nanos(number("cpuacct.usage")?),
+            cpu_user: number("cpuacct.usage_user").map(Duration::from_nanos),
+            cpu_system: number("cpuacct.usage_sys").map(Duration::from_nanos),
+            memory_peak: number("memory.max_usage_in_bytes"),
+            io_read: bytes("Read"),
+            io_written: bytes("Write"),
+            processes_peak,
+        })
+    }
+
     /// Removes the group with what lies below it; groups that are gone are no error.
     ///
     /// # Errors
@@ -118,6 +180,20 @@ impl Hierarchies {
         }
         Ok(())
     }
+}
+
+/// The number of the line `name number`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(key, _)| *key == name)?;
+    value.trim().parse().ok()
+}
+
+/// The sum of `name=number` over all devices.
+fn summed(text: &str, name: &str) -> u64 {
+    let words = text.split_whitespace();
+    let values = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    values.filter_map(|value| value.parse::<u64>().ok()).sum()
 }
 
 fn processes(dir: &Path, found: &mut Vec<u32>) {
@@ -174,6 +250,56 @@ mod tests {
         hierarchies.remove(&path).unwrap();
         assert_eq!(hierarchies.oom_kills(&path), 0);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn use_is_read_from_both_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("cpuacct/a/cpuacct.usage", "5000\n");
+        write("cpuacct/a/cpuacct.usage_sys", "2000\n");
+        write("memory/a/memory.max_usage_in_bytes", "7\n");
+        write(
+            "blkio/a/blkio.throttle.io_service_bytes_recursive",
+            "8:0 Read 10\n8:0 Write 1\n8:16 Read 5\n8:16 Total 6\nTotal 16\n",
+        );
+        let usage = Hierarchies::detect_at(dir.path()).unwrap().usage("/a");
+        let expected = Usage {
+            cpu: Duration::from_micros(5),
+            cpu_system: Some(Duration::from_micros(2)),
+            memory_peak: Some(7),
+            io_read: Some(15),
+            io_written: Some(1),
+            ..Usage::default()
+        };
+        assert_eq!(usage, Some(expected));
+        write("cgroup.controllers", "");
+        write(
+            "a/cpu.stat",
+            "usage_usec 9\nuser_usec 6\nsystem_usec 3\nnr_periods 0\n",
+        );
+        write("a/memory.peak", "8\n");
+        write("a/pids.peak", "3\n");
+        write(
+            "a/io.stat",
+            "8:0 rbytes=1 wbytes=2 rios=3\n8:16 rbytes=4 wbytes=5\n",
+        );
+        let hierarchies = Hierarchies::detect_at(dir.path()).unwrap();
+        let expected = Usage {
+            cpu: Duration::from_micros(9),
+            cpu_user: Some(Duration::from_micros(6)),
+            cpu_system: Some(Duration::from_micros(3)),
+            memory_peak: Some(8),
+            io_read: Some(5),
+            io_written: Some(7),
+            processes_peak: Some(3),
+        };
+        assert_eq!(hierarchies.usage("/a"), Some(expected));
+        assert_eq!(hierarchies.usage("/b"), None);
     }
 
     #[test]

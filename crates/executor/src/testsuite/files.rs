@@ -8,7 +8,7 @@ use cooper_snapshot::Mount;
 use super::{Fixture, shell};
 use crate::{ContainerMount, ContainerSpec, HostIp, NetworkMode};
 
-fn mount(dest: &str, mount: Mount) -> ContainerMount {
+pub(super) fn mount(dest: &str, mount: Mount) -> ContainerMount {
     ContainerMount {
         dest: dest.into(),
         mounts: vec![mount],

@@ -83,7 +83,7 @@ pub(super) async fn dropping_another_process_kills_only_that(fixture: &Fixture) 
         .start(fixture.container(), shell("sleep 1000"));
     let running = running.await.unwrap();
     for early in [true, false] {
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (read, write) = super::pipe();
         let mut process = shell("echo up; exec sleep 1000");
         process.stdout = Output::Fd(Arc::new(write));
         let other = running.exec(process).await.unwrap();
@@ -96,7 +96,7 @@ pub(super) async fn dropping_another_process_kills_only_that(fixture: &Fixture) 
     }
     assert_eq!(exec(&running, shell("true")).await.0, 0);
     // With the container its processes end.
-    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (read, write) = super::pipe();
     let mut process = shell("echo up; sleep 1000");
     process.stdout = Output::Fd(Arc::new(write));
     let other = running.exec(process).await.unwrap();
@@ -147,6 +147,102 @@ pub(super) async fn containers_run_side_by_side(fixture: &Fixture) {
     assert_eq!(running.id(), "twice");
     let error = fixture.executor.start(container(), shell("true")).await;
     assert!(matches!(error.err(), Some(ExecError::Exists { .. })));
+}
+
+pub(super) async fn sixteen_run_at_once(fixture: &Fixture) {
+    let mut all = Vec::new();
+    for number in 0..16_u32 {
+        let (input, keep) = super::pipe();
+        let process = Process {
+            stdin: crate::Input::Fd(input),
+            ..shell(&format!("echo up; read line; exit {number}"))
+        };
+        let (running, mut output) = piped(fixture, process).await;
+        output.read_exact(&mut [0; 3]).unwrap();
+        all.push((number, running, keep));
+    }
+    // All are there; each goes when it is told to.
+    for (number, running, keep) in all {
+        drop(keep);
+        let exit = tokio::time::timeout(10 * SOON, running.wait()).await;
+        assert_eq!(exit.expect("it goes on").unwrap().code, number);
+    }
+}
+
+pub(super) async fn a_start_is_told(fixture: &Fixture) {
+    let running = fixture
+        .executor
+        .start(fixture.container(), shell("sleep 1000"));
+    let running = running.await.unwrap();
+    let started = tokio::time::timeout(10 * SOON, running.started()).await;
+    started.expect("nobody says that it runs").unwrap();
+    // It takes signals now, and other processes.
+    running.signal(9).await.unwrap();
+    assert_eq!(running.wait().await.unwrap().code, 137);
+    let late = tokio::time::timeout(10 * SOON, running.started()).await;
+    late.expect("it waits for ever").unwrap();
+    // Whoever asks early is told of an end as well.
+    for process in [shell("exit 3"), Process::new(["/no/such/program"])] {
+        let running = fixture.executor.start(fixture.container(), process).await;
+        if let Ok(running) = running {
+            let started = tokio::time::timeout(10 * SOON, running.started()).await;
+            started.expect("it waits for ever").unwrap();
+        }
+    }
+}
+
+pub(super) async fn an_end_can_be_asked_for_again(fixture: &Fixture) {
+    let mut process = shell("exit 9");
+    process.tty = Some(crate::TtySize::default());
+    let running = fixture.executor.start(fixture.container(), process);
+    let running = running.await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(running.wait().await.unwrap().code, 9);
+    }
+    // What comes too late is no error.
+    running.signal(15).await.unwrap();
+    running.resize(3, 4).await.unwrap();
+}
+
+pub(super) async fn a_stopped_process_is_killed(fixture: &Fixture) {
+    let (running, mut output) = piped(
+        fixture,
+        shell("(echo up; kill -STOP $$ 0; sleep 1000) & wait"),
+    )
+    .await;
+    output.read_exact(&mut [0; 3]).unwrap();
+    running.signal(19).await.unwrap();
+    drop(running);
+    end_of(output).await;
+}
+
+pub(super) async fn a_thousand_signals_are_taken(fixture: &Fixture) {
+    let script = "trap 'exit 7' TERM; trap : USR1; echo up; while :; do sleep 0.01; done";
+    let (running, mut output) = piped(fixture, shell(script)).await;
+    output.read_exact(&mut [0; 3]).unwrap();
+    for _ in 0..1000 {
+        running.signal(10).await.unwrap();
+    }
+    running.signal(15).await.unwrap();
+    let exit = tokio::time::timeout(10 * SOON, running.wait()).await;
+    assert_eq!(exit.expect("it goes on").unwrap().code, 7);
+}
+
+pub(super) async fn the_first_process_gets_each_signal(fixture: &Fixture) {
+    for (name, number) in [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("USR1", 10),
+        ("USR2", 12),
+    ] {
+        let script = format!("trap 'exit {number}' {name}; echo up; while :; do sleep 0.01; done");
+        let (running, mut output) = piped(fixture, shell(&script)).await;
+        output.read_exact(&mut [0; 3]).unwrap();
+        running.signal(number).await.unwrap();
+        let exit = tokio::time::timeout(10 * SOON, running.wait()).await;
+        assert_eq!(exit.expect("it goes on").unwrap().code, number as u32);
+    }
 }
 
 pub(super) async fn a_start_that_nobody_waits_for_leaves_nothing(fixture: &Fixture) {

@@ -48,11 +48,20 @@ pub(super) async fn exit_codes_and_signals_are_told(fixture: &Fixture) {
 /// Starts a process whose standard output is a pipe that is read here.
 pub(super) async fn piped(
     fixture: &Fixture,
+    process: Process,
+) -> (Arc<dyn crate::Running>, std::fs::File) {
+    piped_in(fixture, fixture.container(), process).await
+}
+
+/// As [`piped`], in a container of the case's own.
+pub(super) async fn piped_in(
+    fixture: &Fixture,
+    container: ContainerSpec,
     mut process: Process,
 ) -> (Arc<dyn crate::Running>, std::fs::File) {
-    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (read, write) = super::pipe();
     process.stdout = Output::Fd(Arc::new(write));
-    let running = fixture.executor.start(fixture.container(), process).await;
+    let running = fixture.executor.start(container, process).await;
     (running.unwrap(), read.into())
 }
 
@@ -67,7 +76,7 @@ pub(super) async fn output_and_input_are_connected(fixture: &Fixture) {
     assert!(out.text().starts_with("from a reader\nout\n"));
     assert!(err.text().starts_with("err\n"));
 
-    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (read, write) = super::pipe();
     std::fs::File::from(write)
         .write_all(b"from a pipe")
         .unwrap();
@@ -157,7 +166,7 @@ pub(super) async fn users_are_looked_up(fixture: &Fixture) {
 
 pub(super) async fn a_terminal_has_a_size(fixture: &Fixture) {
     let written = Written::default();
-    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (read, write) = super::pipe();
     let script = "test -t 0 && test -t 1 && stty size; trap 'stty size; exit 5' WINCH; \
                   echo up; while :; do sleep 0.01; done";
     let mut process = shell(script);
@@ -176,7 +185,7 @@ pub(super) async fn a_terminal_has_a_size(fixture: &Fixture) {
     assert_eq!(written.text(), "33 101\r\nup\r\n44 111\r\n");
 
     // What is typed is read, and seen.
-    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (read, write) = super::pipe();
     std::fs::File::from(write).write_all(b"typed\n").unwrap();
     let written = Written::default();
     let mut process = shell("read line; echo got $line");
@@ -190,7 +199,7 @@ pub(super) async fn a_terminal_has_a_size(fixture: &Fixture) {
 
 impl Written {
     /// Waits until `text` was written.
-    async fn wait_for(&self, text: &str) {
+    pub(super) async fn wait_for(&self, text: &str) {
         let seen = async {
             while !String::from_utf8_lossy(&self.bytes()).contains(text) {
                 tokio::task::yield_now().await;
