@@ -9,6 +9,7 @@ use std::time::Duration;
 use cooper_control::Version;
 use cooper_engine::{Engine, EngineConfig};
 use cooper_executor::DnsConfig;
+use cooper_executor::cni::CniConfig;
 use cooper_frontend::Frontend;
 use cooper_frontend_dockerfile::DockerfileFrontend;
 use cooper_llb::Entitlements;
@@ -202,6 +203,13 @@ fn settings(config: &WorkerConfig) -> WorkerSettings {
         binary: config.binary.clone(),
         max_parallelism: usize::try_from(config.max_parallelism).unwrap_or_default(),
         network_mode: config.network_mode.clone(),
+        cni: CniConfig {
+            config_path: config.cni_config_path.clone(),
+            binary_path: config.cni_binary_path.clone(),
+            pool_size: usize::try_from(config.cni_pool_size).unwrap_or_default(),
+            bridge_name: config.bridge_name.clone(),
+            bridge_subnet: config.bridge_subnet.clone(),
+        },
         default_cgroup_parent: config.default_cgroup_parent.clone(),
         apparmor_profile: config.apparmor_profile.clone(),
         extra: Default::default(),

@@ -107,7 +107,7 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "MODE",
-        help = "Network of steps: auto, host, none or cni"
+        help = "Network of steps: auto, host, none, cni or bridge"
     )]
     pub oci_worker_net: Option<String>,
     #[arg(long, value_name = "FILE", help = "CNI configuration")]

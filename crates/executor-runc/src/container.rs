@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use cooper_executor::cni::Namespace;
 use cooper_executor::{ExecError, Exit, Process, Running, TtySize, Usage};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Process as OciProcess;
@@ -185,6 +186,7 @@ pub(crate) async fn own(
     mut spawned: Spawned,
     stdio: Stdio,
     bundle: Bundle,
+    namespace: Option<Namespace>,
 ) {
     let mut guard = Guard(Some(container.clone()));
     let pumps = stdio.pump();
@@ -213,6 +215,9 @@ pub(crate) async fn own(
     container.execs.close();
     container.execs.wait().await;
     remove(&container, bundle).await;
+    if let Some(namespace) = namespace {
+        container.shared.put_network(namespace).await;
+    }
 }
 
 /// Says how the container ended, and unmounts it.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use cooper_executor::cni::Namespace;
 use cooper_executor::{
     Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SpecContext,
     check_root, container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf,
@@ -102,11 +103,12 @@ impl Executor for RuncExecutor {
         if self.shared.closing.is_cancelled() {
             return Err(ExecError::Closed);
         }
+        let namespace = self.shared.get_network(&container).await?;
         let shared = self.shared.clone();
         let runtime = tokio::runtime::Handle::current();
         let started = tokio::task::spawn_blocking(move || {
             let _token = token;
-            shared.start(container, init, &runtime)
+            shared.start(container, init, namespace, &runtime)
         });
         let handle = started.await.map_err(|error| ExecError::Runtime {
             message: format!("start a container: {error}"),
@@ -118,6 +120,11 @@ impl Executor for RuncExecutor {
         self.shared.closing.cancel();
         self.shared.tracker.close();
         self.shared.tracker.wait().await;
+        if let Some(networks) = &self.shared.config.networks
+            && let Err(error) = networks.close().await
+        {
+            tracing::warn!(%error, "cannot take the networks down");
+        }
     }
 }
 
@@ -128,8 +135,11 @@ impl Shared {
         self: Arc<Self>,
         spec: ContainerSpec,
         mut process: Process,
+        namespace: Option<Namespace>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Handle, ExecError> {
+        // Given back whatever happens from here on.
+        let mut namespace = Lent::new(&self, namespace, runtime);
         let id = match &spec.id {
             Some(id) => container_id(id)?.to_owned(),
             None => uuid::Uuid::new_v4().simple().to_string(),
@@ -142,6 +152,10 @@ impl Shared {
         let user = find_user(&root, &process.user)?;
         let mut context = self.context(&id, &root_dir, &spec, &bundle)?;
         context.mounts = bundle.attach(&spec.mounts)?;
+        if let Some(namespace) = &namespace.namespace {
+            context.host_network = false;
+            context.network_namespace = Some(namespace.path().to_owned());
+        }
         make_cwd(&root, Path::new(&process.cwd), &user)?;
         let config = oci_spec(&spec, &process, &user, &context)?;
         bundle.configure(&config)?;
@@ -166,9 +180,40 @@ impl Shared {
             usage: OnceLock::new(),
             shared: self.clone(),
         });
-        let owned = container::own(container.clone(), spawned, stdio, bundle);
+        let namespace = namespace.take();
+        let owned = container::own(container.clone(), spawned, stdio, bundle, namespace);
         self.tracker.spawn_on(owned, runtime);
         Ok(Handle::new(container))
+    }
+
+    /// A network for the container, when it asks for none in particular and there are some.
+    async fn get_network(
+        self: &Arc<Self>,
+        container: &ContainerSpec,
+    ) -> Result<Option<Namespace>, ExecError> {
+        let networks = match (&self.config.networks, container.network) {
+            (Some(networks), NetworkMode::Default) => networks,
+            _ => return Ok(None),
+        };
+        let id = container.id.clone().unwrap_or_default();
+        let namespace = networks.get().await;
+        let namespace = namespace.map_err(|source| ExecError::Cni { id, source })?;
+        let networks = networks.clone();
+        self.tracker.spawn(async move {
+            if let Err(error) = networks.refill().await {
+                tracing::warn!(%error, "cannot make a network ready");
+            }
+        });
+        Ok(Some(namespace))
+    }
+
+    /// Gives a network back that no container is in any more.
+    pub(crate) async fn put_network(&self, namespace: Namespace) {
+        if let Some(networks) = &self.config.networks
+            && let Err(error) = networks.put(namespace).await
+        {
+            tracing::warn!(%error, "cannot take a network down");
+        }
     }
 
     fn context(
@@ -198,6 +243,40 @@ impl Shared {
             loop_devices: loop_devices() + SPARE_LOOPS,
             ..SpecContext::new(id, root)
         })
+    }
+}
+
+/// A network until a container has it. Dropping it gives it back.
+struct Lent<'a> {
+    shared: Arc<Shared>,
+    namespace: Option<Namespace>,
+    runtime: &'a tokio::runtime::Handle,
+}
+
+impl<'a> Lent<'a> {
+    fn new(
+        shared: &Arc<Shared>,
+        namespace: Option<Namespace>,
+        runtime: &'a tokio::runtime::Handle,
+    ) -> Self {
+        Self {
+            shared: shared.clone(),
+            namespace,
+            runtime,
+        }
+    }
+
+    fn take(&mut self) -> Option<Namespace> {
+        self.namespace.take()
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(namespace) = self.namespace.take() {
+            // On a thread that may block, as all of a start.
+            self.runtime.block_on(self.shared.put_network(namespace));
+        }
     }
 }
 

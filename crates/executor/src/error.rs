@@ -53,6 +53,12 @@ pub enum ExecError {
         /// The name, as in `nofile`.
         name: String,
     },
+    /// A name of a host cannot stand in a hosts file.
+    #[error("invalid host name {name:?}")]
+    HostName {
+        /// The name.
+        name: String,
+    },
     /// The working directory could not be made.
     #[error("failed to create working directory {path}")]
     Cwd {
@@ -88,6 +94,14 @@ pub enum ExecError {
     Network {
         /// The mode.
         mode: &'static str,
+    },
+    /// A network could not be set up.
+    #[error("failed to set up the network of container {id}")]
+    Cni {
+        /// The container.
+        id: String,
+        /// Why.
+        source: crate::cni::CniError,
     },
     /// A file could not be made, read or removed.
     #[error("{attempt} {path}")]

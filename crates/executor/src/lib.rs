@@ -19,6 +19,7 @@
 
 mod attach;
 mod capabilities;
+pub mod cni;
 mod container;
 mod devices;
 mod error;

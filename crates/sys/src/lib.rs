@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod copy;
 mod lock;
 pub mod mount;
+pub mod netns;
 mod pidfd;
 mod root;
 mod sync;

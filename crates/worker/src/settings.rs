@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use cooper_executor::DnsConfig;
+use cooper_executor::cni::CniConfig;
 use cooper_registry::HostConfig;
 
 /// What initialisers are told: where the daemon keeps its files, and what it was configured
@@ -44,8 +45,10 @@ pub struct WorkerSettings {
     pub binary: String,
     /// How many operations are carried out at once; 0 is no bound.
     pub max_parallelism: usize,
-    /// `auto`, `host`, `none` or `cni`; empty means `auto`.
+    /// `auto`, `host`, `none`, `cni` or `bridge`; empty means `auto`.
     pub network_mode: String,
+    /// How the network is made for `cni` and `bridge`.
+    pub cni: CniConfig,
     /// The parent of the steps' control groups.
     pub default_cgroup_parent: String,
     /// The AppArmor profile of steps.

@@ -50,7 +50,6 @@ impl Config {
 }
 
 fn worker(section: &str, config: &WorkerConfig, found: &mut Vec<String>) {
-    let cni = matches!(config.network_mode.as_str(), "cni" | "bridge");
     let set = [
         ("rootless", config.rootless),
         ("noProcessSandbox", config.no_process_sandbox),
@@ -60,12 +59,6 @@ fn worker(section: &str, config: &WorkerConfig, found: &mut Vec<String>) {
         ("maxUsedSpace", config.max_used_space.is_set()),
         ("minFreeSpace", config.min_free_space.is_set()),
         ("gcpolicy", !config.gcpolicy.is_empty()),
-        ("networkMode", cni),
-        ("cniConfigPath", cni && !config.cni_config_path.is_empty()),
-        ("cniBinaryPath", cni && !config.cni_binary_path.is_empty()),
-        ("cniPoolSize", cni && config.cni_pool_size != 0),
-        ("bridgeName", !config.bridge_name.is_empty()),
-        ("bridgeSubnet", !config.bridge_subnet.is_empty()),
         (
             "userRemapUnsupported",
             !config.user_remap_unsupported.is_empty(),
@@ -97,16 +90,13 @@ mod tests {
             [worker.oci]
             networkMode = "cni"
             cniConfigPath = "/c"
+            selinux = true
             max-parallelism = 3
         "#;
         let config = Config::parse(text).unwrap();
         assert_eq!(
             config.without_effect(),
-            [
-                "otel.socketPath",
-                "worker.oci.networkMode",
-                "worker.oci.cniConfigPath"
-            ]
+            ["otel.socketPath", "worker.oci.selinux"]
         );
         assert_eq!(Config::default().without_effect(), [""; 0]);
     }
