@@ -39,6 +39,7 @@ pub const LLB: &[&str] = &[
     "exec.meta.security",
     "exec.meta.setsdefaultpath",
     "exec.meta.ulimit",
+    "exec.meta.linux.resources",
     "exec.mount.bind",
     "exec.mount.bind.readwrite-nooutput",
     "exec.mount.cache",

@@ -108,6 +108,7 @@ impl Container {
             cwd: "/",
             description: &format!("container {}", request.container_id),
             sessions: &build.sessions,
+            progress: None,
         };
         let prepared = build.env.mounts.prepare(prepare).await;
         let prepared = prepared.map_err(|error| OpsError::from(error).into_engine())?;

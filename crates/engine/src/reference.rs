@@ -65,6 +65,7 @@ impl LazyRef {
         let graph = graph.map_err(|error| EvaluateError::Load(Arc::new(error)))?;
         let forgotten = cooper_ops::forget_caches(&graph, &build.env).await;
         forgotten.map_err(|error| EvaluateError::Operation(Arc::new(error)))?;
+        build.job.data().note_limits(&graph);
         let (vertices, edge) = cooper_ops::vertices(&graph, &build.env)
             .map_err(|error| EvaluateError::Operation(Arc::new(error)))?;
         drop(graph);

@@ -158,7 +158,7 @@ impl SpecContext {
 /// The configuration of `process` as the first process of `container`.
 ///
 /// # Errors
-/// [`ExecError::NoArgs`], [`ExecError::Ulimit`].
+/// [`ExecError::NoArgs`], [`ExecError::Ulimit`], [`ExecError::HostName`].
 pub fn oci_spec(
     container: &ContainerSpec,
     process: &Process,
@@ -167,6 +167,14 @@ pub fn oci_spec(
 ) -> Result<Spec, ExecError> {
     if process.args.is_empty() {
         return Err(ExecError::NoArgs);
+    }
+    let names = container.extra_hosts.iter().map(|host| &host.host);
+    for name in names.chain([&container.hostname]) {
+        // A line break would add lines to the hosts file.
+        if name.contains(char::is_control) {
+            let name = name.clone();
+            return Err(ExecError::HostName { name });
+        }
     }
     let insecure = container.security == SecurityMode::Insecure;
     let rlimits = container

@@ -237,4 +237,24 @@ fn mistakes_are_named() {
         &context(),
     );
     assert!(matches!(none, Err(ExecError::NoArgs)));
+    let line = "one\n1.2.3.4 other".to_owned();
+    let hosts = vec![crate::HostIp {
+        host: line.clone(),
+        ip: "1.1.1.1".into(),
+    }];
+    for container in [
+        ContainerSpec {
+            hostname: line,
+            ..ContainerSpec::default()
+        },
+        ContainerSpec {
+            extra_hosts: hosts,
+            ..ContainerSpec::default()
+        },
+    ] {
+        let process = Process::new(["true"]);
+        let error = oci_spec(&container, &process, &User::default(), &context()).unwrap_err();
+        let expected = "invalid host name \"one\\n1.2.3.4 other\"";
+        assert_eq!(error.to_string(), expected);
+    }
 }

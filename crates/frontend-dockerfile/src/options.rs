@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) network: pb::NetMode,
     pub(crate) extra_hosts: Vec<pb::HostIp>,
     pub(crate) ulimits: Vec<pb::Ulimit>,
+    /// What each step may use of the machine.
+    pub(crate) resources: pb::LinuxResources,
     /// Bytes; 0 for the default.
     pub(crate) shm_size: i64,
     /// Stages to build anew; an empty list means all.
@@ -130,6 +132,7 @@ impl Options {
                 .map_err(|error| invalid(format!("failed to parse additional hosts: {error}")))?,
             ulimits: ulimits(&text(&raw, "ulimit"))
                 .map_err(|error| invalid(format!("failed to parse ulimit: {error}")))?,
+            resources: resources(&raw).map_err(invalid)?,
             shm_size: shm_size(&text(&raw, "shm-size"))
                 .map_err(|error| invalid(format!("failed to parse shm size: {error}")))?,
             no_cache: raw.get("no-cache").map(|stages| {
@@ -223,6 +226,29 @@ fn shm_size(text: &str) -> Result<i64, String> {
     }
     text.parse()
         .map_err(|_| format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+}
+
+/// The limits of steps, by the names of the classic builder's options or by the short ones of
+/// its API.
+fn resources(raw: &BTreeMap<String, String>) -> Result<pb::LinuxResources, String> {
+    let value = |names: [&str; 2]| names.iter().find_map(|name| non_empty(raw, name));
+    let number = |names: [&str; 2]| match value(names) {
+        None => Ok(0),
+        Some(text) => text.parse::<i64>().map_err(|_| {
+            let name = names[0];
+            format!("failed to parse {name}: strconv.ParseInt: parsing {text:?}: invalid syntax")
+        }),
+    };
+    let list = |names| value(names).unwrap_or_default().to_owned();
+    Ok(pb::LinuxResources {
+        memory: number(["memory", "memory"])?,
+        memory_swap: number(["memory-swap", "memswap"])?,
+        cpu_shares: number(["cpu-shares", "cpushares"])?,
+        cpu_period: number(["cpu-period", "cpuperiod"])?,
+        cpu_quota: number(["cpu-quota", "cpuquota"])?,
+        cpuset_cpus: list(["cpuset-cpus", "cpusetcpus"]),
+        cpuset_mems: list(["cpuset-mems", "cpusetmems"]),
+    })
 }
 
 const ULIMITS: &[&str] = &[

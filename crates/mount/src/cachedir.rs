@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use cooper_cache::{
     CacheError, CacheManager, LocalRef, MountedDir, MutableRef, RecordOptions, RecordType,
 };
+use cooper_progress::{StatusGuard, VertexProgress};
 use cooper_proto::pb::CacheSharingOpt;
 use cooper_snapshot::Mount;
 use tokio::sync::{Notify, OnceCell};
@@ -38,8 +39,8 @@ struct Gate {
 
 #[derive(Debug, Default)]
 struct Users {
-    /// Handles of this key, shared ones counted singly.
-    count: usize,
+    /// Who has a handle of this key, shared ones counted singly.
+    holders: Vec<Arc<str>>,
     /// The directory that is shared now, and by how many.
     shared: Option<(Arc<Held>, usize)>,
 }
@@ -50,7 +51,19 @@ pub(crate) struct CacheDir {
     // There until it is dropped.
     dir: Option<Arc<Held>>,
     shared: bool,
+    holder: Arc<str>,
     gate: Arc<Gate>,
+}
+
+/// Who wants a cache directory.
+#[derive(Clone, Copy)]
+pub(crate) struct User<'a> {
+    /// How others that wait for it call it.
+    pub(crate) name: &'a str,
+    /// Where the directory is to be mounted.
+    pub(crate) dest: &'a str,
+    /// Where it is said that there is something to wait for.
+    pub(crate) progress: Option<&'a VertexProgress>,
 }
 
 impl CacheDirs {
@@ -65,6 +78,7 @@ impl CacheDirs {
         base: Option<&LocalRef>,
         sharing: CacheSharingOpt,
         description: String,
+        user: User<'_>,
     ) -> Result<CacheDir, CacheError> {
         let gate = self.gate(key);
         let wanted = Wanted {
@@ -72,6 +86,7 @@ impl CacheDirs {
             index: format!("{INDEX}{key}"),
             base,
             description,
+            user,
         };
         match sharing {
             CacheSharingOpt::Shared => gate.shared(&wanted).await,
@@ -131,6 +146,7 @@ struct Wanted<'a> {
     index: String,
     base: Option<&'a LocalRef>,
     description: String,
+    user: User<'a>,
 }
 
 impl Wanted<'_> {
@@ -172,32 +188,36 @@ impl Wanted<'_> {
 impl Gate {
     async fn shared(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
         let _search = self.search.lock().await;
-        if let Some(dir) = self.join() {
+        if let Some(dir) = self.join(wanted.user) {
             return Ok(dir);
         }
         let dir = Held::new(wanted.find_or_make().await?);
+        let holder: Arc<str> = wanted.user.name.into();
         let mut users = lock(&self.users);
-        users.count += 1;
+        users.holders.push(holder.clone());
         users.shared = Some((dir.clone(), 1));
         drop(users);
         Ok(CacheDir {
             dir: Some(dir),
             shared: true,
+            holder,
             gate: self.clone(),
         })
     }
 
     /// A further handle of the directory that is shared now.
-    fn join(self: &Arc<Self>) -> Option<CacheDir> {
+    fn join(self: &Arc<Self>, user: User<'_>) -> Option<CacheDir> {
         let mut users = lock(&self.users);
         let (dir, count) = users.shared.as_mut()?;
         *count += 1;
         let dir = dir.clone();
-        users.count += 1;
+        let holder: Arc<str> = user.name.into();
+        users.holders.push(holder.clone());
         drop(users);
         Some(CacheDir {
             dir: Some(dir),
             shared: true,
+            holder,
             gate: self.clone(),
         })
     }
@@ -205,37 +225,56 @@ impl Gate {
     async fn private(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
         let _search = self.search.lock().await;
         let dir = wanted.find_or_make().await?;
-        Ok(self.alone(dir))
+        Ok(self.alone(dir, wanted.user))
     }
 
     async fn locked(self: Arc<Self>, wanted: &Wanted<'_>) -> Result<CacheDir, CacheError> {
-        let _turn = self.queue.lock().await;
+        let _turn = match self.queue.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                let _shown = self.waits(wanted.user);
+                self.queue.lock().await
+            }
+        };
+        let mut shown = None;
         loop {
             {
                 let _search = self.search.lock().await;
                 // Counted before looking: one that is given back meanwhile wakes us below.
-                let in_use = lock(&self.users).count > 0;
+                let in_use = !lock(&self.users).holders.is_empty();
                 match wanted.find().await? {
-                    (Some(dir), _) => return Ok(self.alone(dir)),
+                    (Some(dir), _) => return Ok(self.alone(dir, wanted.user)),
                     // Taken by somebody who did not come through here, such as pruning: such a
                     // one is on its way out and not worth waiting for.
                     (None, taken) if !taken || !in_use => {
                         let dir = wanted.make().await?;
-                        return Ok(self.alone(dir));
+                        return Ok(self.alone(dir, wanted.user));
                     }
                     (None, _) => {}
                 }
             }
+            shown = shown.or_else(|| self.waits(wanted.user));
             // A notification that comes before this is kept for it.
             self.freed.notified().await;
         }
     }
 
-    fn alone(self: &Arc<Self>, dir: MutableRef) -> CacheDir {
-        lock(&self.users).count += 1;
+    /// Says, until the guard is dropped, whom `user` waits for.
+    fn waits(&self, user: User<'_>) -> Option<StatusGuard> {
+        let progress = user.progress?;
+        let holders = lock(&self.users).holders.join(", ");
+        let dest = user.dest;
+        let name = format!("waiting for {holders} to release the cache of {dest}");
+        Some(progress.status(&format!("cache of {dest}"), &name))
+    }
+
+    fn alone(self: &Arc<Self>, dir: MutableRef, user: User<'_>) -> CacheDir {
+        let holder: Arc<str> = user.name.into();
+        lock(&self.users).holders.push(holder.clone());
         CacheDir {
             dir: Some(Held::new(dir)),
             shared: false,
+            holder,
             gate: self.clone(),
         }
     }
@@ -258,7 +297,8 @@ impl CacheDir {
 impl Drop for CacheDir {
     fn drop(&mut self) {
         let mut users = lock(&self.gate.users);
-        users.count -= 1;
+        let own = |holder: &Arc<str>| Arc::ptr_eq(holder, &self.holder);
+        users.holders.retain(|holder| !own(holder));
         if self.shared
             && let Some((_, count)) = users.shared.as_mut()
         {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use cooper_cache::{LocalRef, MutableRef, RecordOptions};
 use cooper_executor::ContainerMount;
+use cooper_progress::VertexProgress;
 use cooper_proto::pb;
 use cooper_session::Group;
 use cooper_snapshot::Mount;
 
-use crate::cachedir::CacheDir;
+use crate::cachedir::{CacheDir, User};
 use crate::error::cache;
 use crate::prepared::{Kept, Output};
 use crate::secret::{self, SecretFile};
@@ -34,6 +35,8 @@ pub struct Prepare<'a> {
     pub description: &'a str,
     /// Whom to ask for secrets and ssh agents.
     pub sessions: &'a Group,
+    /// Where it is said that a mount has to be waited for, and for whom.
+    pub progress: Option<&'a VertexProgress>,
 }
 
 impl<'a> Prepare<'a> {
@@ -198,9 +201,14 @@ impl<'a> Prepare<'a> {
                 if options.id != mount.dest {
                     name.push_str(&format!(" with id {:?}", options.id));
                 }
+                let user = User {
+                    name: self.description,
+                    dest: &mount.dest,
+                    progress: self.progress,
+                };
                 let dir = manager
                     .dirs
-                    .get(&manager.cache, &key, base, sharing, name)
+                    .get(&manager.cache, &key, base, sharing, name, user)
                     .await
                     .map_err(cache("get the cache of", &mount.dest))?;
                 let dir = Arc::new(dir);

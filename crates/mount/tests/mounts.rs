@@ -96,6 +96,7 @@ impl Fixture {
             cwd: "/work",
             description: "exec true",
             sessions,
+            progress: None,
         };
         self.manager.prepare(prepare).await
     }
@@ -356,6 +357,60 @@ async fn sharing_is_as_asked() {
     drop(shared);
     take("l", Locked).await;
     drop(again);
+    fixture.nothing_remains().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_cache_says_for_whom() {
+    let fixture = Fixture::new().await;
+    let mounts = [root(), cache("/cache", "l", pb::CacheSharingOpt::Locked)];
+    let sink = Arc::new(cooper_progress::Collect::default());
+    let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let progress = cooper_progress::VertexProgress::new(digest.parse().unwrap(), sink.clone());
+    let none = Group::none();
+    let take = |description, progress| {
+        fixture.manager.prepare(Prepare {
+            mounts: &mounts,
+            inputs: &[],
+            cwd: "/",
+            description,
+            sessions: &none,
+            progress,
+        })
+    };
+    let said = || {
+        let events = sink.take().into_iter();
+        let statuses = events.filter_map(|event| match event {
+            cooper_progress::Event::Status(status) => Some(status),
+            _ => None,
+        });
+        statuses.collect::<Vec<_>>()
+    };
+    let held = take("exec make", Some(&progress)).await.unwrap();
+    assert_eq!(said(), []);
+    let wait = async {
+        let taken = take("exec other", Some(&progress)).await.unwrap();
+        drop(taken);
+    };
+    let release = async {
+        let mut begun = said();
+        while begun.is_empty() {
+            tokio::task::yield_now().await;
+            begun = said();
+        }
+        drop(held);
+        begun
+    };
+    let both = async { tokio::join!(wait, release) };
+    let limited = tokio::time::timeout(Duration::from_secs(10), both);
+    let ((), begun) = limited.await.unwrap();
+    let ended = said();
+    for status in begun.iter().chain(&ended) {
+        let expected = "waiting for exec make to release the cache of /cache";
+        assert_eq!(status.name, expected);
+    }
+    assert!(begun.len() == 1 && begun[0].completed.is_none());
+    assert!(ended.len() == 1 && ended[0].completed.is_some());
     fixture.nothing_remains().await;
 }
 

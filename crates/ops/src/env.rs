@@ -1,10 +1,11 @@
 //! What operations work with, and the solver's domain.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cooper_cache::{CacheManager, ImmutableRef, LocalRef};
 use cooper_content::{ContentStore, Fetch};
-use cooper_executor::Executor;
+use cooper_executor::{Executor, Resources, Usage};
 use cooper_layer::{FetchFor, Filler};
 use cooper_mount::MountManager;
 use cooper_progress::{Event, Limits, ProgressGroup, Vertex, VertexProgress};
@@ -16,6 +17,7 @@ use cooper_source::{SourceContext, SourceRegistry};
 use tokio::sync::Semaphore;
 
 use crate::OpsError;
+use crate::limits::{Steps, relaxed};
 
 /// The solver's domain: results are states of a file system.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +37,25 @@ impl Domain for Build {
 pub struct JobContext {
     /// The sessions of its client.
     pub sessions: Group,
+    steps: Steps,
 }
 
 impl JobContext {
     /// A job of a client with these sessions.
     pub fn new(sessions: Group) -> Self {
-        Self { sessions }
+        let steps = Steps::default();
+        Self { sessions, steps }
+    }
+
+    /// Notes what the steps of `graph` may use of the machine. To be called before the graph
+    /// is built: what is not noted has no limits.
+    pub fn note_limits(&self, graph: &cooper_llb::Graph) {
+        self.steps.add(graph);
+    }
+
+    /// What the steps that ran for this job used, by their vertices.
+    pub fn usage(&self) -> HashMap<Digest, Usage> {
+        self.steps.usage()
     }
 }
 
@@ -65,6 +80,8 @@ pub struct Env {
     pub platform: pb::Platform,
     /// How much of a process's output is passed on.
     pub log_limits: Limits,
+    /// Whether a process's output goes to the daemon's own as well.
+    pub print_output: bool,
 }
 
 impl Env {
@@ -129,6 +146,21 @@ pub(crate) fn sessions(cx: &OpContext<Build>) -> Group {
         .iter()
         .flat_map(|job| job.sessions.ids().iter().cloned());
     Group::new(first.sessions.manager().clone(), ids)
+}
+
+/// What the vertex may use of the machine: all that any of its jobs allows.
+pub(crate) fn limits(cx: &OpContext<Build>) -> Resources {
+    let digest = &cx.vertex().digest;
+    let jobs = cx.jobs();
+    let limits = jobs.iter().map(|job| job.steps.limits(digest));
+    limits.reduce(relaxed).unwrap_or_default()
+}
+
+/// Notes what the vertex used, for all that need it.
+pub(crate) fn note_usage(cx: &OpContext<Build>, usage: &Usage) {
+    for job in cx.jobs() {
+        job.steps.used(&cx.vertex().digest, usage.clone());
+    }
 }
 
 /// Whom a source may ask and tell, for a vertex.

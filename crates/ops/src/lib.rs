@@ -24,6 +24,7 @@ mod error;
 mod exec;
 mod file;
 mod graph;
+mod limits;
 mod merge;
 mod source;
 #[cfg(test)]

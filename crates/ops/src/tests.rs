@@ -186,6 +186,7 @@ async fn bench() -> Bench {
         parallelism: Some(Arc::new(Semaphore::new(1))),
         platform: cooper_llb::platform::host(),
         log_limits: Limits::DEFAULT,
+        print_output: false,
     };
     Bench {
         _dir: dir,

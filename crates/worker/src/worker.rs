@@ -121,6 +121,8 @@ impl Worker {
             },
             platform: platforms.first().cloned().unwrap_or_else(platform::host),
             log_limits: Limits::from_env(|name| std::env::var(name).ok()),
+            print_output: std::env::var_os("BUILDKIT_DEBUG_EXEC_OUTPUT")
+                .is_some_and(|value| value == "1"),
         });
         let keys = StoredKeys::open(store.clone())
             .map(Arc::new)

@@ -99,11 +99,16 @@ impl Converter<'_> {
         let env = self.stages[place].state.env().clone();
         let text = shown(&lex, &code, &Masked(Vars(&env), &masked));
         let name = self.prefixed(place, &text);
+        let limited = self.has_cap("exec.meta.linux.resources");
         let stage = &mut self.stages[place];
         exec.constraints = Constraints::named(name)
             .describe("com.docker.dockerfile.v1.command", command.code.as_str())
             .location(&self.source.map, ranges(command.span))
             .ignore_cache(stage.ignore_cache);
+        if limited {
+            let resources = self.request.options.resources.clone();
+            exec.constraints = exec.constraints.resources(resources);
+        }
         stage.state = stage.state.run(exec);
         let message = format!("RUN {}", with_args(&stage.args, &Vars(&env), &args));
         stage.commit(message, true, true);

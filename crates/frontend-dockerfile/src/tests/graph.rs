@@ -229,6 +229,9 @@ fn commands_have_networks_and_rights() {
             ("ulimit", "nofile=1:2"),
             ("shm-size", "1024"),
             ("cgroup-parent", "/p"),
+            ("memory", "1048576"),
+            ("memory-swap", "-1"),
+            ("cpusetcpus", "0-1"),
             ("no-cache", ""),
         ],
     );
@@ -251,6 +254,14 @@ fn commands_have_networks_and_rights() {
     );
     assert_eq!(c.mounts[1].dest, "/dev/shm");
     assert!(outcome.vertex("RUN c").ignore_cache());
+    let limits = outcome.vertex("RUN c").metadata.linux_resources.clone();
+    let expected = pb::LinuxResources {
+        memory: 1 << 20,
+        memory_swap: -1,
+        cpuset_cpus: "0-1".into(),
+        ..pb::LinuxResources::default()
+    };
+    assert_eq!(limits, Some(expected));
 }
 
 #[test]

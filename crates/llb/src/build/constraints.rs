@@ -66,6 +66,16 @@ impl Constraints {
         self
     }
 
+    /// What its container may use of the machine; nothing for no limits.
+    #[must_use]
+    pub fn resources(mut self, resources: pb::LinuxResources) -> Self {
+        if resources != pb::LinuxResources::default() {
+            self.metadata.linux_resources = Some(resources);
+            self.caps.insert("exec.meta.linux.resources");
+        }
+        self
+    }
+
     /// Where it comes from.
     #[must_use]
     pub fn location(mut self, map: &SourceMap, ranges: Vec<pb::Range>) -> Self {

@@ -250,6 +250,10 @@ impl Writer<'_> {
             known.ignore_cache |= metadata.ignore_cache;
             known.description.extend(metadata.description);
             known.caps.extend(metadata.caps);
+            // Who asks for none gets none.
+            if known.linux_resources != metadata.linux_resources {
+                known.linux_resources = None;
+            }
             if metadata.progress_group.is_some() {
                 known.progress_group = metadata.progress_group;
             }

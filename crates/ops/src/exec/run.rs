@@ -1,6 +1,7 @@
 //! Running a process.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use cooper_solver::OpContext;
 use futures::future::try_join_all;
 
 use super::ExecOp;
-use crate::env::{Build, Output, localize, sessions};
+use crate::env::{Build, Output, limits, localize, note_usage, sessions};
 use crate::{ExecFailure, OpsError};
 
 const PATH_LINUX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -48,12 +49,14 @@ impl ExecOp {
                 cwd: &self.meta().cwd,
                 description: &format!("exec {}", self.meta().args.join(" ")),
                 sessions: &sessions,
+                progress: Some(cx.progress()),
             })
             .await?;
         let container = ContainerSpec {
             root: prepared.root.clone(),
             root_read_only: prepared.root_read_only,
             mounts: prepared.mounts.clone(),
+            resources: limits(cx),
             ..self.container()?
         };
         let process = self.process(&sessions, cx.progress()).await?;
@@ -70,6 +73,9 @@ impl ExecOp {
             .await
             .map_err(start)?;
         let exit = running.wait().await.map_err(start)?;
+        if let Some(usage) = running.usage() {
+            note_usage(cx, &usage);
+        }
         drop(running);
         if !self.is_wanted(exit.code) {
             return Err(ExecFailure::new(args, exit.code, exit.oom).into());
@@ -148,10 +154,14 @@ impl ExecOp {
             env,
             cwd: meta.cwd.clone(),
             user: meta.user.clone(),
-            stdout: stream(STDOUT, clip.clone(), progress.clone()),
-            stderr: stream(STDERR, clip, progress.clone()),
+            stdout: self.stream(STDOUT, clip.clone(), progress.clone()),
+            stderr: self.stream(STDERR, clip, progress.clone()),
             ..Process::default()
         })
+    }
+
+    fn stream(&self, number: i64, clip: Arc<Mutex<Clip>>, progress: VertexProgress) -> Stream {
+        stream(number, clip, progress, self.env.print_output)
     }
 }
 
@@ -206,14 +216,27 @@ fn proxy(proxy: &pb::ProxyEnv) -> Vec<String> {
     .collect()
 }
 
-/// Output that is shown on the vertex, as far as the limits of both streams together go.
-fn stream(number: i64, clip: Arc<Mutex<Clip>>, progress: VertexProgress) -> Stream {
+/// Output that is shown on the vertex, as far as the limits of both streams together go, and if
+/// it is to be printed on the same stream of the daemon as well.
+fn stream(number: i64, clip: Arc<Mutex<Clip>>, progress: VertexProgress, printed: bool) -> Stream {
     Stream::call(move |data: Bytes| {
         let mut clip = clip.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(data) = clip.pass(data, Instant::now()) {
+            if printed {
+                print(number, &data);
+            }
             progress.log(number, data);
         }
     })
+}
+
+/// For who looks for a mistake: it may wait for whoever reads the daemon's output.
+fn print(number: i64, data: &[u8]) {
+    // Nobody has to read it.
+    let _ = match number {
+        STDERR => std::io::stderr().write_all(data),
+        _ => std::io::stdout().write_all(data),
+    };
 }
 
 /// Outputs by number; one that nothing was made for is scratch.
@@ -251,8 +274,8 @@ mod tests {
             speed: None,
         })));
         let streams = [
-            stream(STDOUT, clip.clone(), progress.clone()),
-            stream(STDERR, clip, progress),
+            stream(STDOUT, clip.clone(), progress.clone(), false),
+            stream(STDERR, clip, progress, false),
         ];
         for stream in &streams {
             let Stream::Call(write) = stream else {

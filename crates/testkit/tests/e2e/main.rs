@@ -18,6 +18,8 @@ mod contexts;
 mod dockerfile;
 mod dockerfile_corners;
 mod dockerfile_git;
+mod exec_bad_input;
+mod exec_networks;
 mod first_build;
 mod footprint;
 mod graphs;
