@@ -73,19 +73,19 @@ fn exe01_users_and_folders_that_are_not_there_are_named() {
     };
     let step = "process \"sh -e -c true\" did not complete successfully";
     fails(
-        &image.user("nobody-knows"),
+        &image.clone().user("nobody-knows"),
         &[step, "unable to find user nobody-knows"],
     );
     fails(
-        &image.user("root:no-group"),
+        &image.clone().user("root:no-group"),
         &[step, "unable to find group no-group"],
     );
-    fails(&image.user("-5"), &[step, "must be in range"]);
+    fails(&image.clone().user("-5"), &[step, "must be in range"]);
     fails(
-        &image.dir("/plain/below"),
+        &image.clone().dir("/plain/below"),
         &[step, "failed to create working directory /plain/below"],
     );
-    fails(&image.dir("/plain"), &[step]);
+    fails(&image.clone().dir("/plain"), &[step]);
     bench.solve(&image.run(sh("true")));
     bench.end();
 }
