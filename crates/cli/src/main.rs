@@ -34,6 +34,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before anything else: this may be the built-in runtime's helper.
+    cooper_daemon::enter_if_asked();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("COOPER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));

@@ -36,6 +36,7 @@ mod workers;
 pub use address::{Listener, listen};
 pub use assemble::Daemon;
 pub use config::Config;
+pub use cooper_executor_runc::enter_if_asked;
 pub use error::DaemonError;
 pub use flags::Flags;
 

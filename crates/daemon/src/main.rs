@@ -19,6 +19,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 type Connections = SelectAll<BoxStream<'static, io::Result<Box<dyn Connection>>>>;
 
 fn main() -> ExitCode {
+    // Before anything else: this may be the built-in runtime's helper.
+    cooper_daemon::enter_if_asked();
     let flags = match Flags::read(std::env::args_os()) {
         Ok(flags) => flags,
         Err(error) => error.exit(),

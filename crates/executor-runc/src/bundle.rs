@@ -8,6 +8,8 @@ use cooper_snapshot::{Mount, MountedDir};
 use cooper_sys::Root;
 use oci_spec::runtime::Spec;
 
+use crate::group::Group;
+
 /// A bundle. Dropping it unmounts and removes everything; nothing may run in it any more.
 #[derive(Debug)]
 pub(crate) struct Bundle {
@@ -16,6 +18,7 @@ pub(crate) struct Bundle {
     attached: Option<Attached>,
     root: Option<MountedDir>,
     stubs: Option<MountStubs>,
+    group: Option<Group>,
 }
 
 impl Bundle {
@@ -28,12 +31,18 @@ impl Bundle {
                 attached: None,
                 root: None,
                 stubs: None,
+                group: None,
             }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(ExecError::Exists { id: id.to_owned() })
             }
             Err(error) => Err(ExecError::io("make", dir)(error)),
         }
+    }
+
+    /// The control group goes with it.
+    pub(crate) fn own_group(&mut self, group: Group) {
+        self.group = Some(group);
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -106,6 +115,11 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         self.unmount();
+        if let Some(Err(error)) = self.group.take().map(|group| group.remove()) {
+            // It is found by the bundle at the next start.
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a control group");
+            return;
+        }
         if let Err(error) = remove(&self.dir) {
             tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a bundle");
         }

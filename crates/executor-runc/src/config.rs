@@ -9,7 +9,12 @@ use cooper_executor::{DnsConfig, NetworkMode};
 #[derive(Clone, Debug)]
 pub struct RuncConfig {
     /// The runtime, a path or a name to look up; with none, `buildkit-runc` and then `runc`.
+    /// `builtin` is the built-in one; `auto` is that if the kernel and the user's privileges
+    /// suffice for it, and otherwise what is taken with none.
     pub binary: Option<PathBuf>,
+    /// The program that the built-in runtime runs as its helper; with none this program itself,
+    /// whose main then begins with [`crate::enter_if_asked`].
+    pub helper: Option<PathBuf>,
     /// Where bundles and the runtime's state are kept. One executor at a time uses it.
     pub root: PathBuf,
     /// What containers get as resolv.conf, as far as it is not the host's.
@@ -31,6 +36,7 @@ impl RuncConfig {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             binary: None,
+            helper: None,
             root: root.into(),
             dns: DnsConfig::default(),
             network: NetworkMode::Host,

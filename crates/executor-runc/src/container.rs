@@ -10,17 +10,19 @@ use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{ExecError, Exit, Process, Running, TtySize, Usage};
 use cooper_sys::PidFd;
-use oci_spec::runtime::Process as OciProcess;
+use oci_spec::runtime::Spec;
 use std::os::unix::process::ExitStatusExt;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::bundle::Bundle;
+use crate::exec;
 use crate::executor::Shared;
 use crate::group::Group;
+use crate::runtime::Runtime;
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Stdio, Terminal};
-use crate::{exec, up};
+use crate::up::Up;
 
 /// How a process ended, once it has; an error is a message, because many wait for it.
 pub(crate) type Ended = Option<Result<Exit, String>>;
@@ -34,14 +36,17 @@ pub(crate) struct Container {
     pub(crate) dir: PathBuf,
     /// Its root file system on the host.
     pub(crate) root: PathBuf,
-    /// The configuration of its first process.
-    pub(crate) init: OciProcess,
+    /// Its configuration.
+    pub(crate) config: Spec,
     /// Processes besides the first one; the bundle stays until they have ended.
     pub(crate) execs: TaskTracker,
     pub(crate) next_exec: AtomicU64,
-    pub(crate) pid_file: PathBuf,
+    pub(crate) up: Up,
+    /// The process of the runtime; with the built-in one the first process of the container.
     pub(crate) runtime: Arc<PidFd>,
-    pub(crate) terminal: Option<Terminal>,
+    /// What the built-in runtime has put it in.
+    pub(crate) built_in: Option<cooper_oci_runtime::Group>,
+    pub(crate) terminal: OnceLock<Terminal>,
     pub(crate) ended: watch::Sender<Ended>,
     pub(crate) killed: AtomicBool,
     /// What it used, once it has ended.
@@ -55,7 +60,10 @@ impl Container {
     pub(crate) fn kill(&self) {
         self.killed.store(true, Ordering::Relaxed);
         let _ = self.runtime.signal(9);
-        self.group.kill();
+        // With the first process of a process namespace the kernel ends all others.
+        if self.built_in.is_none() {
+            self.group.kill();
+        }
     }
 
     /// Waits until the first process is up.
@@ -63,7 +71,7 @@ impl Container {
         tokio::select! {
             biased;
             _ = ended(&self.ended) => Err(self.stopped()),
-            found = up::up(&self.pid_file, &self.group) => {
+            found = self.up.wait(&self.group) => {
                 found.map_err(ExecError::process("wait for a container to be up"))
             }
         }
@@ -143,28 +151,35 @@ impl Running for Handle {
     }
 
     async fn resize(&self, rows: u16, columns: u16) -> Result<(), ExecError> {
+        let container = &self.container;
         let size = TtySize { rows, columns };
-        resize(
-            self.container.terminal.as_ref(),
-            &self.container.runtime,
-            size,
-        )
+        if container.built_in.is_some() {
+            // Its terminal is there before it is up.
+            match container.up().await {
+                Ok(_) => return resize(container.terminal.get(), None, size),
+                Err(ExecError::Stopped { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        resize(container.terminal.get(), Some(&container.runtime), size)
     }
 }
 
-/// Resizes the outer terminal and tells the runtime, which resizes the inner one.
+/// Resizes the outer terminal and tells the runtime, which resizes the inner one. That of the
+/// built-in runtime is the container's own: the kernel tells the process.
 pub(crate) fn resize(
     terminal: Option<&Terminal>,
-    runtime: &PidFd,
+    runtime: Option<&PidFd>,
     size: TtySize,
 ) -> Result<(), ExecError> {
     const SIGWINCH: i32 = 28;
     let Some(terminal) = terminal else {
         return Ok(());
     };
-    let resized = terminal
-        .resize(size)
-        .and_then(|()| runtime.signal(SIGWINCH));
+    let resized = terminal.resize(size).and_then(|()| match runtime {
+        Some(runtime) => runtime.signal(SIGWINCH),
+        None => Ok(()),
+    });
     resized.map_err(ExecError::process("resize a terminal"))
 }
 
@@ -189,13 +204,14 @@ pub(crate) async fn own(
     namespace: Option<Namespace>,
 ) {
     let mut guard = Guard(Some(container.clone()));
-    let pumps = stdio.pump();
+    let mut pumps = stdio.pump();
     let closing = &container.shared.closing;
+    let (up, terminal) = (&container.up, &container.terminal);
     let status = tokio::select! {
-        status = spawned.wait() => status,
+        status = spawned.wait(up, &mut pumps, terminal) => status,
         () = closing.cancelled() => {
             container.kill();
-            spawned.wait().await
+            spawned.wait(up, &mut pumps, terminal).await
         }
     };
     // A runtime that ends by itself has seen the first process end, and with the first process
@@ -204,7 +220,8 @@ pub(crate) async fn own(
         Ok(status) => status.signal().is_some(),
         Err(_) => true,
     };
-    if died || container.killed.load(Ordering::Relaxed) {
+    let built_in = container.built_in.is_some();
+    if !built_in && (died || container.killed.load(Ordering::Relaxed)) {
         let _ = container.runtime.signal(9);
         container.group.empty().await;
     }
@@ -255,10 +272,13 @@ async fn remove(container: &Container, bundle: Option<Bundle>) {
             tracing::warn!(id = container.id, %error, "cannot remove a control group");
         }
     }
-    let state = container.shared.runtime.state(&container.id);
+    let state = match &container.shared.runtime {
+        Runtime::Binary(binary) => Some(binary.state(&container.id)),
+        Runtime::BuiltIn(_) => None,
+    };
     let removed = tokio::task::spawn_blocking(move || {
         // Last the bundle: by it the rest is found after a crash.
-        let result = std::fs::remove_dir_all(&state);
+        let result = state.map_or(Ok(()), std::fs::remove_dir_all);
         drop(bundle);
         result
     });

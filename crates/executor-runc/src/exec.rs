@@ -1,26 +1,30 @@
 //! Further processes in a container.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_executor::{ExecError, Exit, Process, Running, TtySize, exec_process, find_user};
 use cooper_sys::{PidFd, Root};
+use oci_spec::runtime::Process as OciProcess;
 use tokio::sync::{Notify, watch};
 
+use crate::builtin::BuiltIn;
 use crate::container::{Container, Ended, ended, resize};
+use crate::runtime::{Binary, Runtime, failed};
 use crate::spawn::{self, Spawned};
-use crate::stdio::{Stdio, Terminal};
-use crate::up;
+use crate::stdio::{Ends, Stdio, Terminal};
+use crate::up::Up;
 
 /// What is known of a process while it runs.
 struct Exec {
     container: Arc<Container>,
-    config: PathBuf,
-    pid_file: PathBuf,
+    config: Option<PathBuf>,
+    up: Up,
+    /// The process of the runtime; with the built-in one the process itself.
     runtime: Arc<PidFd>,
-    terminal: Option<Terminal>,
+    terminal: OnceLock<Terminal>,
     ended: watch::Sender<Ended>,
     kill: Notify,
 }
@@ -66,24 +70,18 @@ fn start(
             Some(find_user(&root, user)?)
         }
     };
-    let number = container.next_exec.fetch_add(1, Ordering::Relaxed);
-    let config = container.dir.join(format!("exec-{number}.json"));
-    let pid_file = container.dir.join(format!("exec-{number}.pid"));
-    let spec = exec_process(&process, user.as_ref(), &container.init);
-    let text = serde_json::to_vec(&spec).map_err(|error| error.into());
-    text.and_then(|text| std::fs::write(&config, text))
-        .map_err(ExecError::io("write", &config))?;
-    let shared = &container.shared;
-    let mut command = shared
-        .runtime
-        .exec(&container.id, &container.dir, &config, &pid_file);
-    let stdio = Stdio::connect(&mut process, &mut command)?;
-    let spawned = spawn::spawn(command)?;
+    let init = container.config.process().clone().unwrap_or_default();
+    let spec = exec_process(&process, user.as_ref(), &init);
+    let started = match &container.shared.runtime {
+        Runtime::Binary(binary) => run(binary, &container, &spec, &mut process)?,
+        Runtime::BuiltIn(built_in) => enter(built_in, &container, &spec, &mut process)?,
+    };
+    let (spawned, stdio, up, config) = started;
     let exec = Arc::new(Exec {
         config,
-        pid_file,
+        up,
         runtime: spawned.pidfd(),
-        terminal: stdio.terminal(),
+        terminal: stdio.terminal().map_or_else(OnceLock::new, Into::into),
         ended: watch::channel(None).0,
         kill: Notify::new(),
         container,
@@ -93,14 +91,63 @@ fn start(
     Ok(Handle { exec })
 }
 
+/// A process that was started, and the file of its configuration.
+type Launched = (Spawned, Stdio, Up, Option<PathBuf>);
+
+fn run(
+    binary: &Binary,
+    container: &Container,
+    spec: &OciProcess,
+    process: &mut Process,
+) -> Result<Launched, ExecError> {
+    let number = container.next_exec.fetch_add(1, Ordering::Relaxed);
+    let config = container.dir.join(format!("exec-{number}.json"));
+    let pid_file = container.dir.join(format!("exec-{number}.pid"));
+    let text = serde_json::to_vec(spec).map_err(|error| error.into());
+    text.and_then(|text| std::fs::write(&config, text))
+        .map_err(ExecError::io("write", &config))?;
+    let mut command = binary.exec(&container.id, &container.dir, &config, &pid_file);
+    let (stdio, ends) = Stdio::connect(process)?;
+    ends.give(&mut command);
+    Ok((
+        spawn::spawn(command)?,
+        stdio,
+        Up::File(pid_file),
+        Some(config),
+    ))
+}
+
+fn enter(
+    built_in: &BuiltIn,
+    container: &Container,
+    spec: &OciProcess,
+    process: &mut Process,
+) -> Result<Launched, ExecError> {
+    let stopped = || container.stopped();
+    let group = container.built_in.as_ref().ok_or_else(stopped)?;
+    let (stdio, ends) = Stdio::connect_later(process)?;
+    let ends = ends.as_ref().map(Ends::lend);
+    let runtime = built_in.runtime();
+    let started = runtime.exec(&container.config, spec, &container.runtime, ends, group);
+    let started = match started {
+        // It ended while it was being entered.
+        Err(_) if container.runtime.ended().unwrap_or_default() => return Err(stopped()),
+        started => started.map_err(failed)?,
+    };
+    let spawned = Spawned::built_in(started)?;
+    let up = Up::told(spawned.pidfd());
+    Ok((spawned, stdio, up, None))
+}
+
 async fn own(exec: Arc<Exec>, mut spawned: Spawned, stdio: Stdio) {
-    let pumps = stdio.pump();
+    let mut pumps = stdio.pump();
+    let (up, terminal) = (&exec.up, &exec.terminal);
     let status = tokio::select! {
-        status = spawned.wait() => status,
-        () = exec.kill() => spawned.wait().await,
+        status = spawned.wait(up, &mut pumps, terminal) => status,
+        () = exec.kill() => spawned.wait(up, &mut pumps, terminal).await,
     };
     pumps.drain().await;
-    for file in [&exec.config, &exec.pid_file] {
+    for file in exec.config.as_deref().into_iter().chain(exec.up.file()) {
         let _ = std::fs::remove_file(file);
     }
     let exit = status
@@ -124,8 +171,12 @@ impl Exec {
                 return;
             }
         }
-        // The runtime must not be killed before it has said which process it is.
-        if let Ok(process) = up::up(&self.pid_file, &self.container.group).await {
+        // A runtime must not be killed before it has said which process it is.
+        let process = match &self.up {
+            Up::Told(process, _) => Ok(process.clone()),
+            up @ Up::File(_) => up.wait(&self.container.group).await,
+        };
+        if let Ok(process) = process {
             let _ = process.signal(9);
         }
     }
@@ -135,7 +186,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // A permit is kept for the owner if it is not waiting yet.
         self.exec.kill.notify_one();
-        if let Some(process) = up::open(&self.exec.pid_file, &self.exec.container.group) {
+        if let Some(process) = self.exec.up.known(&self.exec.container.group) {
             let _ = process.signal(9);
         }
     }
@@ -156,7 +207,7 @@ impl Running for Handle {
         tokio::select! {
             biased;
             _ = ended(&exec.ended) => Ok(()),
-            found = up::up(&exec.pid_file, &exec.container.group) => {
+            found = exec.up.wait(&exec.container.group) => {
                 found.map(drop).map_err(ExecError::process("wait for a process to be up"))
             }
         }
@@ -171,14 +222,22 @@ impl Running for Handle {
         tokio::select! {
             biased;
             _ = ended(&exec.ended) => Ok(()),
-            found = up::up(&exec.pid_file, &exec.container.group) => found
+            found = exec.up.wait(&exec.container.group) => found
                 .and_then(|process| process.signal(signal))
                 .map_err(ExecError::process("signal a process")),
         }
     }
 
     async fn resize(&self, rows: u16, columns: u16) -> Result<(), ExecError> {
+        let exec = &self.exec;
         let size = TtySize { rows, columns };
-        resize(self.exec.terminal.as_ref(), &self.exec.runtime, size)
+        if matches!(exec.up, Up::File(_)) {
+            return resize(exec.terminal.get(), Some(&exec.runtime), size);
+        }
+        tokio::select! {
+            biased;
+            _ = ended(&exec.ended) => Ok(()),
+            _ = exec.up.wait(&exec.container.group) => resize(exec.terminal.get(), None, size),
+        }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{
-    Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SpecContext,
-    check_root, container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf,
+    Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SecurityMode,
+    SpecContext, check_root, container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf,
     resolv_conf_of_host,
 };
 use cooper_sys::Root;
@@ -18,18 +18,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::RuncConfig;
+use crate::builtin::{self, BuiltIn, Place};
 use crate::bundle::Bundle;
 use crate::container::{self, Container, Handle};
 use crate::group::Group;
-use crate::runtime::Runtime;
-use crate::spawn;
-use crate::stdio::Stdio;
+use crate::runtime::{Binary, Runtime, failed};
+use crate::spawn::{self, Spawned};
+use crate::stdio::{Ends, Stdio};
 use crate::sweep;
+use crate::up::Up;
 
 /// How many loop devices BuildKit gives an unconfined container beyond those in use.
 const SPARE_LOOPS: u32 = 8;
 
-/// Runs containers through an OCI runtime's command line.
+/// Runs containers through an OCI runtime.
 ///
 /// Dropping it kills its containers; [`Executor::close`] waits until they are gone.
 #[derive(Debug)]
@@ -64,11 +66,11 @@ impl RuncExecutor {
         let (bundles, state) = (root.join("containers"), root.join("state"));
         make(&bundles)?;
         make(&state)?;
-        let runtime = Runtime::find(config.binary.as_deref(), state)?;
         let hierarchies = Hierarchies::detect();
         let hierarchies = hierarchies.map_err(ExecError::io("read", "/sys/fs/cgroup"))?;
         let hierarchies = Arc::new(hierarchies);
-        sweep::sweep(&bundles, &runtime, &hierarchies);
+        sweep::sweep(&bundles, &state, &hierarchies);
+        let runtime = find(&config, &bundles, state, &hierarchies)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             shared: Arc::new(Shared {
@@ -125,6 +127,15 @@ impl Executor for RuncExecutor {
         {
             tracing::warn!(%error, "cannot take the networks down");
         }
+        let shared = self.shared.clone();
+        let emptied = tokio::task::spawn_blocking(move || {
+            if let Runtime::BuiltIn(built_in) = &shared.runtime {
+                built_in.empty();
+            }
+        });
+        if let Err(error) = emptied.await {
+            tracing::warn!(%error, "cannot remove what was prepared for containers");
+        }
     }
 }
 
@@ -140,11 +151,11 @@ impl Shared {
     ) -> Result<Handle, ExecError> {
         // Given back whatever happens from here on.
         let mut namespace = Lent::new(&self, namespace, runtime);
-        let id = match &spec.id {
-            Some(id) => container_id(id)?.to_owned(),
-            None => uuid::Uuid::new_v4().simple().to_string(),
-        };
-        let mut bundle = Bundle::new(&self.bundles, &id)?;
+        let Place {
+            id,
+            mut bundle,
+            prepared,
+        } = self.place(&spec, runtime)?;
         let root_dir = bundle.mount_root(&id, &spec.root)?;
         let root = Root::open(&root_dir).map_err(ExecError::io("open", &root_dir))?;
         check_root(&root)?;
@@ -158,23 +169,47 @@ impl Shared {
         }
         make_cwd(&root, Path::new(&process.cwd), &user)?;
         let config = oci_spec(&spec, &process, &user, &context)?;
-        bundle.configure(&config)?;
-        let pid_file = bundle.dir().join("pid");
-        let mut command = self.runtime.run(&id, bundle.dir(), &pid_file);
-        let stdio = Stdio::connect(&mut process, &mut command)?;
         let group = Group::new(self.hierarchies.clone(), &context.cgroup(&spec));
-        let spawned = spawn::spawn(command)?;
+        let mut built_in = None;
+        let (spawned, stdio, up) = match (&self.runtime, prepared) {
+            (Runtime::BuiltIn(runtime), Some(mut prepared)) => {
+                if let Some(resources) = config
+                    .linux()
+                    .as_ref()
+                    .and_then(|linux| linux.resources().as_ref())
+                {
+                    prepared.group.limit(resources).map_err(failed)?;
+                }
+                built_in = Some(prepared.group.clone());
+                let (stdio, ends) = Stdio::connect_later(&mut process)?;
+                let ends = ends.as_ref().map(Ends::lend);
+                let started = runtime.runtime().create(&config, ends, prepared);
+                let spawned = Spawned::built_in(started.map_err(failed)?)?;
+                let up = Up::told(spawned.pidfd());
+                (spawned, stdio, up)
+            }
+            (Runtime::BuiltIn(_), None) => return Err(ExecError::Closed),
+            (Runtime::Binary(binary), _) => {
+                bundle.configure(&config)?;
+                let pid_file = bundle.dir().join("pid");
+                let mut command = binary.run(&id, bundle.dir(), &pid_file);
+                let (stdio, ends) = Stdio::connect(&mut process)?;
+                ends.give(&mut command);
+                (spawn::spawn(command)?, stdio, Up::File(pid_file))
+            }
+        };
         let container = Arc::new(Container {
             id,
             group,
             dir: bundle.dir().to_owned(),
             root: root_dir,
-            init: config.process().clone().unwrap_or_default(),
+            config,
             execs: TaskTracker::new(),
             next_exec: AtomicU64::new(0),
-            pid_file,
+            up,
             runtime: spawned.pidfd(),
-            terminal: stdio.terminal(),
+            built_in,
+            terminal: stdio.terminal().map_or_else(OnceLock::new, Into::into),
             ended: watch::channel(None).0,
             killed: AtomicBool::new(false),
             usage: OnceLock::new(),
@@ -216,6 +251,39 @@ impl Shared {
         }
     }
 
+    /// The id, the folder and, for the built-in runtime, the control group of a container.
+    fn place(
+        self: &Arc<Self>,
+        spec: &ContainerSpec,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Place, ExecError> {
+        let id = spec.id.as_deref().map(container_id).transpose()?;
+        let Runtime::BuiltIn(built_in) = &self.runtime else {
+            let id = id.map_or_else(builtin::new_id, str::to_owned);
+            return Ok(Place {
+                bundle: Bundle::new(&self.bundles, &id)?,
+                id,
+                prepared: None,
+            });
+        };
+        if id.is_some() || !spec.cgroup_parent.is_empty() {
+            let id = id.map_or_else(builtin::new_id, str::to_owned);
+            return built_in.make(id, spec);
+        }
+        let place = match built_in.take() {
+            Some(place) => place,
+            None => built_in.make(builtin::new_id(), spec)?,
+        };
+        let shared = self.clone();
+        let fill = move || {
+            if let Runtime::BuiltIn(built_in) = &shared.runtime {
+                built_in.fill(&shared.closing);
+            }
+        };
+        self.tracker.spawn_blocking_on(fill, runtime);
+        Ok(place)
+    }
+
     fn context(
         &self,
         id: &str,
@@ -240,7 +308,10 @@ impl Shared {
             seccomp: self.seccomp,
             oom_score_adj: self.config.oom_score_adj,
             capabilities: self.capabilities.clone(),
-            loop_devices: loop_devices() + SPARE_LOOPS,
+            loop_devices: match spec.security {
+                SecurityMode::Insecure => loop_devices() + SPARE_LOOPS,
+                SecurityMode::Sandbox => 0,
+            },
             ..SpecContext::new(id, root)
         })
     }
@@ -277,6 +348,27 @@ impl Drop for Lent<'_> {
             // On a thread that may block, as all of a start.
             self.runtime.block_on(self.shared.put_network(namespace));
         }
+    }
+}
+
+/// The runtime that the configuration names.
+fn find(
+    config: &RuncConfig,
+    bundles: &Path,
+    state: PathBuf,
+    hierarchies: &Arc<Hierarchies>,
+) -> Result<Runtime, ExecError> {
+    let built_in = || BuiltIn::new(config, bundles, hierarchies.clone()).map(Runtime::BuiltIn);
+    match config.binary.as_deref().and_then(Path::to_str) {
+        Some("builtin") => built_in().map_err(failed),
+        Some("auto") => match built_in() {
+            Ok(runtime) => Ok(runtime),
+            Err(error) => {
+                tracing::info!(%error, "the built-in runtime cannot be used");
+                Binary::find(None, state).map(Runtime::Binary)
+            }
+        },
+        _ => Binary::find(config.binary.as_deref(), state).map(Runtime::Binary),
     }
 }
 

@@ -1,7 +1,9 @@
-//! Containers through an OCI runtime's command line: runc, or one that takes the same commands.
+//! Containers through an OCI runtime: the built-in one, or the command line of runc or another
+//! that takes the same commands.
 //!
 //! A container is a folder below the executor's root, its bundle, and one `run` of the runtime,
-//! which stays as its parent. One task owns both: it waits for the runtime, drains the output,
+//! which stays as its parent; with the built-in one its first process is a child of this
+//! process. One task owns both: it waits for the runtime, drains the output,
 //! unmounts, tells who waits, and then removes control group, bundle and the runtime's state,
 //! whether anybody is left who asked for the container or not. What a process that was killed
 //! left is removed when the next one opens the same root.
@@ -23,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod builtin;
 mod bundle;
 mod config;
 mod container;
@@ -36,4 +39,5 @@ mod sweep;
 mod up;
 
 pub use config::RuncConfig;
+pub use cooper_oci_runtime::enter_if_asked;
 pub use executor::RuncExecutor;

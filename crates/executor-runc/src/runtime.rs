@@ -1,20 +1,41 @@
-//! The runtime's command line.
+//! What makes containers: the built-in runtime, or the command line of another.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use cooper_executor::ExecError;
+use cooper_oci_runtime::RuntimeError;
 use cooper_sys::PidFd;
+
+use crate::builtin::BuiltIn;
 
 /// What is looked for when nothing is configured, in BuildKit's order.
 const CANDIDATES: [&str; 2] = ["buildkit-runc", "runc"];
 
-/// A runtime, and where it keeps its state.
+/// What makes containers.
+#[derive(Debug)]
+pub(crate) enum Runtime {
+    Binary(Binary),
+    BuiltIn(Arc<BuiltIn>),
+}
+
+/// An error of the built-in runtime with all its causes: it is told to a user.
+pub(crate) fn failed(error: RuntimeError) -> ExecError {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    ExecError::Runtime { message }
+}
+
+/// A runtime of its own, and where it keeps its state.
 #[derive(Clone, Debug)]
-pub(crate) struct Runtime {
+pub(crate) struct Binary {
     binary: PathBuf,
     state: PathBuf,
     /// Whether it can be told to leave the container's remains when it has ended: then the
@@ -23,7 +44,7 @@ pub(crate) struct Runtime {
     keep: OnceLock<bool>,
 }
 
-impl Runtime {
+impl Binary {
     /// Finds the runtime.
     pub(crate) fn find(binary: Option<&Path>, state: PathBuf) -> Result<Self, ExecError> {
         let candidates = match binary {
@@ -76,25 +97,6 @@ impl Runtime {
         command
     }
 
-    /// The processes of the runtime that an earlier process on the same root started.
-    pub(crate) fn strays(&self) -> Vec<PidFd> {
-        let Ok(entries) = std::fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter_map(|pid: u32| {
-            // Opened before it is looked at: the number may be another's afterwards.
-            let found = PidFd::open(pid).ok()?;
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let args: Vec<_> = line.split(|byte| *byte == 0).collect();
-            let state = self.state.as_os_str().as_bytes();
-            args.windows(2)
-                .any(|pair| pair == [b"--root".as_slice(), state])
-                .then_some(found)
-        })
-        .collect()
-    }
-
     fn command(&self, dir: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command
@@ -116,6 +118,25 @@ impl Runtime {
     }
 }
 
+/// The processes of runtimes that an earlier process started, with their state in `state`.
+pub(crate) fn strays(state: &Path) -> Vec<PidFd> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: u32| {
+        // Opened before it is looked at: the number may be another's afterwards.
+        let found = PidFd::open(pid).ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let args: Vec<_> = line.split(|byte| *byte == 0).collect();
+        let state = state.as_os_str().as_bytes();
+        args.windows(2)
+            .any(|pair| pair == [b"--root".as_slice(), state])
+            .then_some(found)
+    })
+    .collect()
+}
+
 fn look_up(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return name.is_file().then(|| name.to_owned());
@@ -134,7 +155,7 @@ mod tests {
     #[test]
     fn a_missing_runtime_is_named_as_buildkit_names_it() {
         let missing = Some(Path::new("no-such-runtime"));
-        let error = Runtime::find(missing, "/nowhere".into()).unwrap_err();
+        let error = Binary::find(missing, "/nowhere".into()).unwrap_err();
         assert_eq!(error.to_string(), "failed to find no-such-runtime binary");
     }
 }

@@ -1,21 +1,26 @@
-//! Processes of the runtime.
+//! Processes of the runtime, and those that the built-in one hands over.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, OnceLock};
 
 use cooper_executor::ExecError;
+use cooper_oci_runtime::{Event, Started, Status};
 use cooper_sys::PidFd;
 use rustix::event::{PollFd, PollFlags};
 use tokio::io::Interest;
 
-/// A process of the runtime, and the means to signal it that do not hit another.
+use crate::stdio::{Pumps, Terminal};
+use crate::up::Up;
+
+/// A child of this process, and the means to signal it that do not hit another.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    child: Child,
     pidfd: Arc<PidFd>,
+    /// What the built-in runtime still has to tell of it.
+    status: Option<Status>,
 }
 
 /// Starts a process. Takes the command: with it go this process's copies of the child's
@@ -32,8 +37,8 @@ pub(crate) fn spawn(mut command: Command) -> Result<Spawned, ExecError> {
         let mut child = command.spawn()?;
         match PidFd::open(child.id()) {
             Ok(pidfd) => Ok(Spawned {
-                child,
                 pidfd: Arc::new(pidfd),
+                status: None,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -51,13 +56,41 @@ impl Spawned {
         self.pidfd.clone()
     }
 
-    /// Waits for the end.
+    /// A process that the built-in runtime has started.
+    pub(crate) fn built_in(started: Started) -> Result<Self, ExecError> {
+        let watched = started.status();
+        let (pidfd, status) = watched.map_err(ExecError::process("watch a container"))?;
+        Ok(Self {
+            pidfd: Arc::new(pidfd),
+            status: Some(status),
+        })
+    }
+
+    /// Waits for the end, and passes on what happens before.
     ///
     /// # Cancel safety
     /// Nothing is lost; the process goes on.
-    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) async fn wait(
+        &mut self,
+        up: &Up,
+        pumps: &mut Pumps,
+        terminal: &OnceLock<Terminal>,
+    ) -> io::Result<ExitStatus> {
+        // The last of it comes when the process runs its program, or ends.
+        while let Some(status) = &mut self.status {
+            match status.next().await? {
+                Event::Terminal(outer) => {
+                    let _ = terminal.set(pumps.attach(outer));
+                }
+                Event::Failed(message) => pumps.complain(&message),
+                Event::Started => {
+                    self.status = None;
+                    up.tell();
+                }
+            }
+        }
         ended(&self.pidfd).await?;
-        self.child.wait()
+        self.pidfd.reap()
     }
 }
 

@@ -1,10 +1,9 @@
 //! The input and output of a process: pipes, a terminal, and what moves the bytes.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::process::{Command, Stdio as Handle};
+use std::process::Command;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +26,31 @@ pub(crate) struct Stdio {
     input: Option<(Source, Arc<OwnedFd>)>,
     outputs: Vec<(Arc<OwnedFd>, Output)>,
     terminal: Option<Terminal>,
+    /// What is to be connected to a terminal that is not there yet.
+    waiting: Option<Waiting>,
+    /// Where it is told that the process cannot be started.
+    complaints: Output,
+}
+
+struct Waiting {
+    source: Option<Source>,
+    output: Output,
+}
+
+/// The child's ends: standard input, output and error.
+#[derive(Debug)]
+pub(crate) struct Ends([OwnedFd; 3]);
+
+impl Ends {
+    /// Makes them those of a command.
+    pub(crate) fn give(self, command: &mut Command) {
+        let [input, output, error] = self.0;
+        command.stdin(input).stdout(output).stderr(error);
+    }
+
+    pub(crate) fn lend(&self) -> [BorrowedFd<'_>; 3] {
+        self.0.each_ref().map(AsFd::as_fd)
+    }
 }
 
 /// The outer end of a terminal.
@@ -39,22 +63,46 @@ enum Source {
 }
 
 /// What moves the bytes, one task for each direction. Dropping it stops them.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Pumps {
     input: JoinSet<()>,
     outputs: JoinSet<()>,
+    waiting: Option<Waiting>,
+    complaints: Output,
 }
 
 impl Stdio {
-    /// Gives `command` the input and output that `process` asks for.
-    pub(crate) fn connect(process: &mut Process, command: &mut Command) -> Result<Self, ExecError> {
+    /// Makes the input and output that `process` asks for. A terminal is made here; the runtime
+    /// makes the container's own and moves bytes between the two.
+    pub(crate) fn connect(process: &mut Process) -> Result<(Self, Ends), ExecError> {
         let input = std::mem::take(&mut process.stdin);
         let (stdout, stderr) = (process.stdout.clone(), process.stderr.clone());
         let connected = match process.tty {
-            Some(size) => terminal(command, size, input, stdout),
-            None => pipes(command, input, stdout, stderr),
+            Some(size) => terminal(size, input, stdout),
+            None => pipes(input, stdout, stderr),
         };
         connected.map_err(ExecError::process("connect the output of a process"))
+    }
+
+    /// The same for a runtime that hands over the container's own terminal
+    /// ([`Pumps::attach`]): with one there is nothing to give it.
+    pub(crate) fn connect_later(process: &mut Process) -> Result<(Self, Option<Ends>), ExecError> {
+        if process.tty.is_none() {
+            let complaints = process.stderr.clone();
+            let (mut stdio, ends) = Self::connect(process)?;
+            stdio.complaints = complaints;
+            return Ok((stdio, Some(ends)));
+        }
+        let waiting = Waiting {
+            source: source(std::mem::take(&mut process.stdin)),
+            output: process.stdout.clone(),
+        };
+        let stdio = Self {
+            waiting: Some(waiting),
+            complaints: process.stdout.clone(),
+            ..Self::default()
+        };
+        Ok((stdio, None))
     }
 
     pub(crate) fn terminal(&self) -> Option<Terminal> {
@@ -63,36 +111,88 @@ impl Stdio {
 
     /// Starts to move bytes.
     pub(crate) fn pump(self) -> Pumps {
-        let mut pumps = Pumps::default();
+        let mut pumps = Pumps {
+            waiting: self.waiting,
+            complaints: self.complaints,
+            ..Pumps::default()
+        };
         if let Some((source, to)) = self.input {
-            pumps.input.spawn(async move {
-                let moved = match source {
-                    Source::Fd(from) => fd_to_fd(Arc::new(from), to).await,
-                    Source::Reader(from) => reader_to_fd(from, to).await,
-                };
-                note("input", moved);
-            });
+            pumps.take_from(source, to);
         }
         for (from, output) in self.outputs {
-            pumps.outputs.spawn(async move {
-                let moved = match output {
-                    Output::Call(call) => fd_to_call(from, &*call).await,
-                    Output::Fd(to) => fd_to_fd(from, to).await,
-                    Output::Null => fd_to_call(from, &|_| {}).await,
-                };
-                note("output", moved);
-            });
+            pumps.give_to(from, output);
         }
         pumps
     }
 }
 
 impl Pumps {
+    fn take_from(&mut self, source: Source, to: Arc<OwnedFd>) {
+        self.input.spawn(async move {
+            let moved = match source {
+                Source::Fd(from) => fd_to_fd(Arc::new(from), to).await,
+                Source::Reader(from) => reader_to_fd(from, to).await,
+            };
+            note("input", moved);
+        });
+    }
+
+    fn give_to(&mut self, from: Arc<OwnedFd>, output: Output) {
+        self.outputs.spawn(async move {
+            let moved = match output {
+                Output::Call(call) => fd_to_call(from, &*call).await,
+                Output::Fd(to) => fd_to_fd(from, to).await,
+                Output::Null => fd_to_call(from, &|_| {}).await,
+            };
+            note("output", moved);
+        });
+    }
+
+    /// Moves the bytes of the terminal whose outer end is `outer`.
+    pub(crate) fn attach(&mut self, outer: OwnedFd) -> Terminal {
+        let outer = Arc::new(outer);
+        if let Some(waiting) = self.waiting.take() {
+            if let Some(source) = waiting.source {
+                self.take_from(source, outer.clone());
+            }
+            self.give_to(outer.clone(), waiting.output);
+        }
+        Terminal(outer)
+    }
+
+    /// Tells that the process could not be started, where it would have written errors.
+    pub(crate) fn complain(&mut self, message: &str) {
+        let text = format!("{message}\n");
+        match &self.complaints {
+            Output::Null => {}
+            Output::Call(call) => call(text.into()),
+            Output::Fd(to) => {
+                let to = to.clone();
+                self.outputs.spawn(async move {
+                    let to = watched(to, Interest::WRITABLE);
+                    let written = match &to {
+                        Ok(to) => write_all(to, text.as_bytes()).await,
+                        Err(error) => Err(error.kind().into()),
+                    };
+                    note("output", written);
+                });
+            }
+        }
+    }
+
     /// Waits until all output has come, which is when nobody can write any more. Input that
     /// was not taken is dropped.
     pub(crate) async fn drain(mut self) {
         self.input.abort_all();
         while self.outputs.join_next().await.is_some() {}
+    }
+}
+
+fn source(input: Input) -> Option<Source> {
+    match input {
+        Input::Null => None,
+        Input::Fd(fd) => Some(Source::Fd(fd)),
+        Input::Reader(reader) => Some(Source::Reader(reader)),
     }
 }
 
@@ -108,70 +208,63 @@ impl Terminal {
     }
 }
 
-fn pipes(command: &mut Command, input: Input, stdout: Output, stderr: Output) -> io::Result<Stdio> {
+fn pipes(input: Input, stdout: Output, stderr: Output) -> io::Result<(Stdio, Ends)> {
     let mut stdio = Stdio::default();
-    command.stdin(match input {
-        Input::Null => Handle::null(),
-        Input::Fd(fd) => fd.into(),
+    let input = match input {
+        Input::Null => null()?,
+        Input::Fd(fd) => fd,
         Input::Reader(reader) => {
             let (read, write) = pipe()?;
             stdio.input = Some((Source::Reader(reader), Arc::new(write)));
-            read.into()
+            read
         }
-    });
+    };
     let mut output = |output: Output| {
-        Ok::<Handle, io::Error>(match output {
-            Output::Null => Handle::null(),
-            Output::Fd(fd) => fd.try_clone()?.into(),
+        Ok::<OwnedFd, io::Error>(match output {
+            Output::Null => null()?,
+            Output::Fd(fd) => fd.try_clone()?,
             Output::Call(_) => {
                 let (read, write) = pipe()?;
                 stdio.outputs.push((Arc::new(read), output));
-                write.into()
+                write
             }
         })
     };
-    command.stdout(output(stdout)?);
-    command.stderr(output(stderr)?);
-    Ok(stdio)
+    let ends = Ends([input, output(stdout)?, output(stderr)?]);
+    Ok((stdio, ends))
 }
 
-/// The runtime makes the container's own terminal and moves bytes between it and this one.
-fn terminal(
-    command: &mut Command,
-    size: TtySize,
-    input: Input,
-    stdout: Output,
-) -> io::Result<Stdio> {
+fn terminal(size: TtySize, input: Input, stdout: Output) -> io::Result<(Stdio, Ends)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let outer = rustix::pty::openpt(flags)?;
     rustix::pty::grantpt(&outer)?;
     rustix::pty::unlockpt(&outer)?;
     let name = rustix::pty::ptsname(&outer, Vec::new())?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let inner = File::from(rustix::fs::open(name, flags, Mode::empty())?);
+    let inner = rustix::fs::open(name, flags, Mode::empty())?;
     // The runtime does this, too, but only when it gets there: what is typed before must not be
     // echoed by both terminals.
     let mut modes = rustix::termios::tcgetattr(&inner)?;
     modes.make_raw();
     rustix::termios::tcsetattr(&inner, OptionalActions::Now, &modes)?;
-    command.stdin(inner.try_clone()?);
-    command.stdout(inner.try_clone()?);
-    command.stderr(inner);
+    let ends = Ends([inner.try_clone()?, inner.try_clone()?, inner]);
     let outer = Arc::new(outer);
     let terminal = Terminal(outer.clone());
     if size != TtySize::default() {
         terminal.resize(size)?;
     }
-    let source = match input {
-        Input::Null => None,
-        Input::Fd(fd) => Some(Source::Fd(fd)),
-        Input::Reader(reader) => Some(Source::Reader(reader)),
-    };
-    Ok(Stdio {
-        input: source.map(|source| (source, outer.clone())),
+    let stdio = Stdio {
+        input: source(input).map(|source| (source, outer.clone())),
         outputs: vec![(outer, stdout)],
         terminal: Some(terminal),
-    })
+        ..Stdio::default()
+    };
+    Ok((stdio, ends))
+}
+
+fn null() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/dev/null", flags, Mode::empty())?)
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -7,12 +7,13 @@ use cooper_sys::MountPoint;
 use cooper_sys::cgroup::Hierarchies;
 use oci_spec::runtime::Spec;
 
+use crate::builtin::CGROUP;
 use crate::group::Group;
-use crate::runtime::Runtime;
+use crate::runtime::strays;
 use crate::spawn;
 
 /// Kills every container that has a bundle, and removes all that belongs to it.
-pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarchies>) {
+pub(crate) fn sweep(bundles: &Path, state: &Path, hierarchies: &Arc<Hierarchies>) {
     let Ok(entries) = std::fs::read_dir(bundles) else {
         return;
     };
@@ -22,13 +23,13 @@ pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarc
         return;
     }
     // The runtime's processes first, so that no container is just being made.
-    for stray in runtime.strays() {
+    for stray in strays(state) {
         let _ = stray.signal(9);
         let _ = spawn::ended_blocking(&stray);
     }
     for entry in entries {
         let id = entry.file_name().to_string_lossy().into_owned();
-        if let Err(error) = remove(&entry.path(), &id, runtime, hierarchies) {
+        if let Err(error) = remove(&entry.path(), &id, state, hierarchies) {
             tracing::warn!(id, %error, "cannot remove a container that was left");
         }
     }
@@ -37,7 +38,7 @@ pub(crate) fn sweep(bundles: &Path, runtime: &Runtime, hierarchies: &Arc<Hierarc
 fn remove(
     dir: &Path,
     id: &str,
-    runtime: &Runtime,
+    state: &Path,
     hierarchies: &Arc<Hierarchies>,
 ) -> std::io::Result<()> {
     if let Some(path) = cgroup(dir, id) {
@@ -52,18 +53,24 @@ fn remove(
     if !MountPoint::below(dir)?.is_empty() {
         return Err(std::io::ErrorKind::ResourceBusy.into());
     }
-    let state = runtime.state(id);
+    let state = state.join(id);
     if state.exists() {
         std::fs::remove_dir_all(state)?;
     }
     std::fs::remove_dir_all(dir)
 }
 
-/// The control group of a bundle. Without a configuration nothing was started.
+/// The control group of a bundle. Without one nothing was started.
 fn cgroup(dir: &Path, id: &str) -> Option<String> {
-    let text = std::fs::read(dir.join("config.json")).ok()?;
-    let spec: Spec = serde_json::from_slice(&text).ok()?;
-    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    let path = match std::fs::read_to_string(dir.join(CGROUP)) {
+        Ok(path) => path,
+        Err(_) => {
+            let text = std::fs::read(dir.join("config.json")).ok()?;
+            let spec: Spec = serde_json::from_slice(&text).ok()?;
+            let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+            path.display().to_string()
+        }
+    };
     // Ours always end so; another one is not ours to kill.
-    path.ends_with(id).then(|| path.display().to_string())
+    Path::new(&path).ends_with(id).then_some(path)
 }

@@ -71,6 +71,11 @@ impl Hierarchies {
         self.unified
     }
 
+    /// The directory of each hierarchy.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
     /// The directories of the group `path` (`/buildkit/id`) that exist.
     pub fn directories(&self, path: &str) -> Vec<PathBuf> {
         let path = path.trim_start_matches('/');

@@ -15,16 +15,20 @@
 //! # Ok::<_, std::io::Error>(())
 //! ```
 
+pub mod bpf;
 pub mod cgroup;
+mod clone;
 pub mod copy;
 mod lock;
 pub mod mount;
 pub mod netns;
 mod pidfd;
+pub mod process;
 mod root;
 mod sync;
 mod watch;
 
+pub use clone::{Clone, Cloned};
 pub use lock::FileLock;
 pub use mount::{MountGuard, MountPoint};
 pub use pidfd::PidFd;

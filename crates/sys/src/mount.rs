@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,48 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 pub fn make_private(target: &Path) -> io::Result<()> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     Ok(rustix::mount::mount_change(target, flags)?)
+}
+
+/// What changes about mounts (mount_setattr(2)). Of the kinds of access times one is set and
+/// the others cleared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// And to clear.
+    pub clear: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE` or `MS_UNBINDABLE`; zero for no change.
+    pub propagation: u64,
+}
+
+/// Changes the mount that `mount` is open on, and with `recursive` those below it, too.
+///
+/// # Errors
+/// `EINVAL` if it is not the root of a mount; nothing has changed then.
+pub fn set_attributes(mount: impl AsFd, recursive: bool, attributes: Attributes) -> io::Result<()> {
+    const AT_RECURSIVE: libc::c_int = 0x8000;
+    if attributes == Attributes::default() {
+        return Ok(());
+    }
+    let attributes = libc::mount_attr {
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
+        propagation: attributes.propagation,
+        userns_fd: 0,
+    };
+    let recursive = if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty string, the kernel reads the structure, whose size is said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    crate::process::check(result)
 }
 
 /// Options in the form of mount(8), sorted into what the kernel takes where.

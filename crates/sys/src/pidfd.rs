@@ -3,7 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 /// A process (pidfd_open(2)). It becomes readable when the process has ended.
 #[derive(Debug)]
@@ -30,6 +33,35 @@ impl PidFd {
         }
     }
 
+    /// Waits until the process has ended and takes its status; afterwards its number is free.
+    ///
+    /// # Errors
+    /// `ECHILD` for a process that is not a child of this one or whose status was taken.
+    pub fn reap(&self) -> io::Result<ExitStatus> {
+        loop {
+            let mut poll = [rustix::event::PollFd::new(
+                &self.0,
+                rustix::event::PollFlags::IN,
+            )];
+            // The descriptor does not block: waitid would return at once.
+            match rustix::event::poll(&mut poll, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                result => result?,
+            };
+            let id = WaitId::PidFd(self.0.as_fd());
+            match rustix::process::waitid(id, WaitIdOptions::EXITED) {
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) | Ok(None) => {}
+                Err(error) => return Err(error.into()),
+                Ok(Some(status)) => {
+                    // In the form of wait(2).
+                    let code = status.exit_status().map(|code| (code & 0xff) << 8);
+                    let raw = code.or(status.terminating_signal()).unwrap_or_default();
+                    return Ok(ExitStatus::from_raw(raw));
+                }
+            }
+        }
+    }
+
     /// Whether the process has ended.
     pub fn ended(&self) -> io::Result<bool> {
         let mut poll = [rustix::event::PollFd::new(
@@ -41,6 +73,13 @@ impl PidFd {
             tv_nsec: 0,
         };
         Ok(rustix::event::poll(&mut poll, Some(&now))? > 0)
+    }
+}
+
+/// A descriptor of a process that another call has returned.
+impl From<OwnedFd> for PidFd {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 }
 
@@ -69,7 +108,8 @@ mod tests {
         let pidfd = PidFd::open(child.id()).unwrap();
         assert!(!pidfd.ended().unwrap());
         pidfd.signal(9).unwrap();
-        child.wait().unwrap();
+        assert_eq!(pidfd.reap().unwrap().signal(), Some(9));
+        assert!(child.wait().is_err());
         assert!(pidfd.ended().unwrap());
         pidfd.signal(9).unwrap();
     }
