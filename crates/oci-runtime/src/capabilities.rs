@@ -3,7 +3,7 @@
 use oci_spec::runtime::{Capabilities, Capability, Process};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
@@ -82,9 +82,9 @@ impl Sets {
             if self.bounding.contains(one) {
                 continue;
             }
-            match capability_is_in_bounding_set(one) {
-                Ok(true) => remove_capability_from_bounding_set(one)?,
-                Ok(false) => {}
+            // One that is not there is no error.
+            match remove_capability_from_bounding_set(one) {
+                Ok(()) => {}
                 // The kernel knows no more.
                 Err(Errno::INVAL) => break,
                 Err(error) => return Err(error),
