@@ -129,7 +129,6 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 
 /// Begins a client of HTTP with TLS by ring, which becomes the process's provider of
 /// cryptography unless the program has chosen one.
-#[must_use]
 pub fn http_client() -> ClientBuilder {
     // An error says that there is one already, and that one serves.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
