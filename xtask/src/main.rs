@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod coverage;
 mod demo;
 mod layers;
 mod run;
@@ -28,6 +29,7 @@ usage: cargo xtask <task>
              --release the programs are built as users have them
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
+  coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none
   layers     check who may depend on whom
   tidy       check the house rules that a compiler does not know
 ";
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
+        "coverage" => coverage::run(),
         "layers" => layers::run(),
         "tidy" => tidy::run(),
         "" | "help" | "--help" | "-h" => {
