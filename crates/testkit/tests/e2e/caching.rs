@@ -34,7 +34,7 @@ fn all_cached(ran: &Ran) {
 }
 
 #[test]
-fn the_same_again_is_cached_also_after_the_daemon_was_stopped_and_killed() {
+fn sol03_sol10_the_same_again_is_cached_also_after_the_daemon_was_stopped_and_killed() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let context = context(&push_busybox(&registry));
@@ -104,7 +104,7 @@ fn the_same_again_is_cached_also_after_the_daemon_was_stopped_and_killed() {
 }
 
 #[test]
-fn independent_stages_run_at_the_same_time() {
+fn df14_independent_stages_run_at_the_same_time() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -133,7 +133,7 @@ fn independent_stages_run_at_the_same_time() {
 }
 
 #[test]
-fn a_stage_that_is_not_needed_is_not_built() {
+fn df14_a_stage_that_is_not_needed_is_not_built() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

@@ -33,7 +33,7 @@ fn sleeps(sleep: &str, count: usize, limit: Duration) {
 }
 
 #[test]
-fn an_interrupted_or_killed_client_takes_its_step_along() {
+fn sol09_an_interrupted_or_killed_client_takes_its_step_along() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let sleep = "sleep 86461";
@@ -57,7 +57,7 @@ fn an_interrupted_or_killed_client_takes_its_step_along() {
 }
 
 #[test]
-fn a_build_with_no_daemon_ends_with_its_process() {
+fn sol09_a_build_with_no_daemon_ends_with_its_process() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let sleep = "sleep 86463";
@@ -81,7 +81,7 @@ fn a_build_with_no_daemon_ends_with_its_process() {
 }
 
 #[test]
-fn a_daemon_that_was_killed_in_a_build_loses_nothing_and_uses_nothing_half_made() {
+fn cm05_a_daemon_that_was_killed_in_a_build_loses_nothing_and_uses_nothing_half_made() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

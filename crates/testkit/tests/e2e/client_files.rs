@@ -25,7 +25,7 @@ fn absent(dir: &Path, path: &str) {
 }
 
 #[test]
-fn files_are_made_and_removed_in_order() {
+fn fil06_files_are_made_and_removed_in_order() {
     let bench = Bench::start();
     let made = State::scratch().files(vec![mkdir("/foo"), mkfile("bar", "contents")]);
     let out = bench.files(&made);
@@ -80,7 +80,7 @@ fn files_are_made_and_removed_in_order() {
 }
 
 #[test]
-fn a_link_is_removed_and_not_what_it_leads_to() {
+fn fil04_a_link_is_removed_and_not_what_it_leads_to() {
     let bench = Bench::start();
     let made = bench
         .image()
@@ -110,7 +110,7 @@ fn a_link_is_removed_and_not_what_it_leads_to() {
 }
 
 #[test]
-fn patterns_choose_and_files_that_are_not_chosen_do_not_matter() {
+fn fil07_patterns_choose_and_files_that_are_not_chosen_do_not_matter() {
     let bench = Bench::start();
     let dir = tree(
         &bench,
@@ -143,7 +143,7 @@ fn patterns_choose_and_files_that_are_not_chosen_do_not_matter() {
 }
 
 #[test]
-fn what_is_in_the_way_is_replaced_if_wanted() {
+fn fil01_what_is_in_the_way_is_replaced_if_wanted() {
     let bench = Bench::start();
     let dest = tree(
         &bench,
@@ -207,7 +207,7 @@ fn what_is_in_the_way_is_replaced_if_wanted() {
 }
 
 #[test]
-fn permissions_are_set_as_chmod_sets_them() {
+fn fil01_permissions_are_set_as_chmod_sets_them() {
     let bench = Bench::start();
     let cases = [
         ("file", "f1", "go-w"),
@@ -244,7 +244,7 @@ fn permissions_are_set_as_chmod_sets_them() {
 }
 
 #[test]
-fn owners_come_along_and_are_part_of_the_key() {
+fn fil01_owners_come_along_and_are_part_of_the_key() {
     let bench = Bench::start();
     for (script, owner) in [
         ("echo 123 > /foo; chown 1000:1000 /foo", 1000),
@@ -281,7 +281,7 @@ fn owners_come_along_and_are_part_of_the_key() {
 }
 
 #[test]
-fn other_inputs_in_the_same_places_are_another_operation() {
+fn fil06_fil07_other_inputs_in_the_same_places_are_another_operation() {
     let bench = Bench::start();
     let base = State::scratch().files(vec![mkfile("/foo", "foo")]);
     let src = State::scratch().files(vec![mkfile("/bar", "bar")]);
@@ -292,7 +292,7 @@ fn other_inputs_in_the_same_places_are_another_operation() {
 }
 
 #[test]
-fn the_empty_file_system_is_a_source_like_others() {
+fn fil01_the_empty_file_system_is_a_source_like_others() {
     let bench = Bench::start();
     let empty = State::scratch();
     bench.solve(&State::scratch().copy(copy(&empty, "/", "/")));
@@ -306,7 +306,7 @@ fn the_empty_file_system_is_a_source_like_others() {
 
 /// Both ways of a removal: in a layer it is one mark for a folder, none for what was in it.
 #[test]
-fn a_removed_folder_is_one_mark_in_a_layer() {
+fn cm11_a_removed_folder_is_one_mark_in_a_layer() {
     let bench = Bench::start();
     let run = |script: &str, state: &State| {
         let mut run = sh(script);
@@ -331,7 +331,7 @@ fn a_removed_folder_is_one_mark_in_a_layer() {
 }
 
 #[test]
-fn times_and_modes_are_those_that_were_asked_for() {
+fn fil02_fil03_times_and_modes_are_those_that_were_asked_for() {
     let bench = Bench::start();
     let at = 1_234_567_890;
     let made = State::scratch().files(vec![
@@ -379,7 +379,7 @@ fn times_and_modes_are_those_that_were_asked_for() {
 }
 
 #[test]
-fn paths_that_are_not_there_are_named() {
+fn fil01_fil02_fil03_fil04_paths_that_are_not_there_are_named() {
     let bench = Bench::start();
     let base = State::scratch().files(vec![mkdir("/dir"), mkfile("/dir/file", "x")]);
     for (state, part) in [

@@ -13,7 +13,7 @@ use crate::client_frontend::{at, build, gateway, nothing, single};
 use crate::read;
 
 #[test]
-fn a_program_solves_looks_and_returns() {
+fn gw02_gw03_a_program_solves_looks_and_returns() {
     let bench = Bench::start();
     let out = bench.folder();
     let solve = solve_to(
@@ -73,7 +73,7 @@ fn a_program_solves_looks_and_returns() {
 
 /// A promise that cannot be kept is an error where it is looked at, and for that one only.
 #[test]
-fn a_failure_shows_when_the_result_is_needed() {
+fn gw02_gw09_a_failure_shows_when_the_result_is_needed() {
     let bench = Bench::start();
     build(&bench, Solve::default(), async |mut gateway| {
         let input = State::scratch().files(vec![mkdir("/found"), mkfile("/found/data", "x")]);
@@ -107,7 +107,7 @@ fn a_failure_shows_when_the_result_is_needed() {
 }
 
 #[test]
-fn processes_run_in_containers_and_talk() {
+fn gw11_gw12_processes_run_in_containers_and_talk() {
     let bench = Bench::start();
     build(&bench, Solve::default(), async |mut gateway| {
         gateway.busybox(&bench, "c").await;
@@ -217,7 +217,7 @@ fn processes_run_in_containers_and_talk() {
 }
 
 #[test]
-fn more_goes_through_a_process_than_any_buffer_holds() {
+fn gw11_more_goes_through_a_process_than_any_buffer_holds() {
     let bench = Bench::start();
     build(&bench, Solve::default(), async |mut gateway| {
         gateway.busybox(&bench, "c").await;
@@ -249,7 +249,7 @@ fn more_goes_through_a_process_than_any_buffer_holds() {
 }
 
 #[test]
-fn all_ends_with_the_container() {
+fn gw10_all_ends_with_the_container() {
     let bench = Bench::start();
     // With its first process.
     build(&bench, Solve::default(), async |mut gateway| {
@@ -323,7 +323,7 @@ fn all_ends_with_the_container() {
 }
 
 #[test]
-fn signals_and_codes_go_both_ways() {
+fn gw11_signals_and_codes_go_both_ways() {
     let bench = Bench::start();
     build(&bench, Solve::default(), async |mut gateway| {
         gateway.busybox(&bench, "c1").await;
@@ -360,7 +360,7 @@ fn signals_and_codes_go_both_ways() {
 }
 
 #[test]
-fn terminals_have_a_size() {
+fn gw11_terminals_have_a_size() {
     let bench = Bench::start();
     build(&bench, Solve::default(), async |mut gateway| {
         gateway.busybox(&bench, "c").await;
@@ -399,7 +399,7 @@ fn terminals_have_a_size() {
 }
 
 #[test]
-fn containers_have_mounts_hosts_and_secrets() {
+fn gw10_containers_have_mounts_hosts_and_secrets() {
     let bench = Bench::start();
     let solve = with_secrets(Solve::default(), &[("token", "hunter2")]);
     build(&bench, solve, async |mut gateway| {

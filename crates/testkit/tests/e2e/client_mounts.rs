@@ -31,7 +31,7 @@ fn after(bench: &Bench, one: &State, two: &State) -> State {
 }
 
 #[test]
-fn caches_outlive_builds_and_have_a_base() {
+fn exe04_caches_outlive_builds_and_have_a_base() {
     let bench = Bench::start();
     let (shared, none) = (CacheSharingOpt::Shared, State::scratch());
     let image = bench.image().dir("/wd");
@@ -64,7 +64,7 @@ fn caches_outlive_builds_and_have_a_base() {
 }
 
 #[test]
-fn a_build_without_cache_begins_its_caches_anew() {
+fn exe04_sol17_a_build_without_cache_begins_its_caches_anew() {
     let bench = Bench::start();
     let locked =
         |target: &str, id: &str| cache(target, &State::scratch(), id, CacheSharingOpt::Locked);
@@ -80,7 +80,7 @@ fn a_build_without_cache_begins_its_caches_anew() {
 }
 
 #[test]
-fn one_cache_is_mounted_twice() {
+fn exe04_one_cache_is_mounted_twice() {
     let bench = Bench::start();
     let locked = |target: &str| {
         cache(
@@ -100,7 +100,7 @@ fn one_cache_is_mounted_twice() {
 }
 
 #[test]
-fn shared_caches_are_shared_and_locked_ones_are_not() {
+fn exe04_shared_caches_are_shared_and_locked_ones_are_not() {
     let bench = Bench::start();
     let image = bench.image().dir("/wd");
     let meet = |own: &str, other: &str, base: &State| {
@@ -131,7 +131,7 @@ fn shared_caches_are_shared_and_locked_ones_are_not() {
 
 /// A relative target counts from the working directory; no source at all is an empty one.
 #[test]
-fn targets_may_be_relative_and_sources_missing() {
+fn mnt01_targets_may_be_relative_and_sources_missing() {
     let bench = Bench::start();
     let none = State::scratch();
     let image = bench.image().dir("/root");
@@ -152,7 +152,7 @@ fn targets_may_be_relative_and_sources_missing() {
 }
 
 #[test]
-fn what_is_mounted_is_part_of_the_key() {
+fn exe03_what_is_mounted_is_part_of_the_key() {
     let bench = Bench::start();
     let other = bench.image().run(sh("touch /marker"));
     let script = |not: &str| sh(&format!("[ {not} -f /m1/marker ]"));
@@ -170,7 +170,7 @@ fn what_is_mounted_is_part_of_the_key() {
 }
 
 #[test]
-fn mount_points_that_were_made_are_removed() {
+fn ex09_mount_points_that_were_made_are_removed() {
     let bench = Bench::start();
     let made = bench
         .image()
@@ -207,7 +207,7 @@ fn mount_points_that_were_made_are_removed() {
 }
 
 #[test]
-fn folders_above_mounts_keep_their_times() {
+fn ex09_folders_above_mounts_keep_their_times() {
     let bench = Bench::start();
     let made = bench.image().run(with(
         sh("touch -d @1234567890 /bin /etc /var /tmp /tmp/foo2"),
@@ -225,7 +225,7 @@ fn folders_above_mounts_keep_their_times() {
 }
 
 #[test]
-fn nothing_is_written_to_a_root_that_is_read_only() {
+fn mnt02_nothing_is_written_to_a_root_that_is_read_only() {
     let bench = Bench::start();
     let mut touch = with(
         args(&["/bin/touch", "/foo"]),
@@ -239,7 +239,7 @@ fn nothing_is_written_to_a_root_that_is_read_only() {
 }
 
 #[test]
-fn memory_is_a_mount_of_a_size() {
+fn exe05_memory_is_a_mount_of_a_size() {
     let bench = Bench::start();
     let mut sized = tmpfs("/foobar");
     sized.kind = MountKind::Tmpfs { size: 128 << 20 };
@@ -271,7 +271,7 @@ fn secret(target: Option<&str>, env: Option<&str>, id: &str) -> SecretSpec {
 }
 
 #[test]
-fn secrets_are_files_in_memory() {
+fn exe06_secrets_are_files_in_memory() {
     let bench = Bench::start();
     let path = "/run/secrets/mysecret";
     let run = |script: &str, edit: &dyn Fn(&mut pb::SecretOpt), id: &str| {
@@ -318,7 +318,7 @@ fn secrets_are_files_in_memory() {
 }
 
 #[test]
-fn secrets_are_variables() {
+fn exe12_secrets_are_variables() {
     let bench = Bench::start();
     let run = |script: &str, secrets: Vec<SecretSpec>| {
         let mut exec = sh(script);
@@ -353,7 +353,7 @@ fn secrets_are_variables() {
 }
 
 #[test]
-fn agents_are_sockets() {
+fn exe07_agents_are_sockets() {
     let bench = Bench::start();
     let dir = bench.folder();
     let socket = dir.path().join("raw.sock");
@@ -404,7 +404,7 @@ fn agents_are_sockets() {
 
 /// Far more layers than one call of mount(2) has room for.
 #[test]
-fn a_chain_of_many_layers_is_mounted() {
+fn snp02_a_chain_of_many_layers_is_mounted() {
     let bench = Bench::start();
     let mut base = bench.image();
     for _ in 0..110 {
@@ -421,7 +421,7 @@ fn a_chain_of_many_layers_is_mounted() {
 
 /// The number of paths through this graph is huge, that of its operations is not.
 #[test]
-fn mounts_of_mounts_do_not_multiply() {
+fn sol08_mounts_of_mounts_do_not_multiply() {
     let bench = Bench::start();
     let mut state = bench.image();
     let mut mounted: Vec<State> = Vec::new();

@@ -11,7 +11,7 @@ use crate::read;
 
 /// A result that makes no sense is refused in BuildKit's words.
 #[test]
-fn results_are_checked_before_they_are_exported() {
+fn sol20_results_are_checked_before_they_are_exported() {
     let bench = Bench::start();
     for (key, value, part) in [
         (
@@ -59,7 +59,7 @@ fn results_are_checked_before_they_are_exported() {
 }
 
 #[test]
-fn results_of_several_platforms_are_exported_apart() {
+fn sol20_exp04_results_of_several_platforms_are_exported_apart() {
     let bench = Bench::start();
     let platforms = ["linux/amd64", "linux/arm64"];
     let run = |attrs: &[(&str, &str)], name: &dyn Fn(&str) -> String, dir: &std::path::Path| {

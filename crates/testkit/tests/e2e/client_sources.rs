@@ -17,7 +17,7 @@ fn strings(all: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn the_content_counts_only_if_metadata_is_not_compared() {
+fn src02_the_content_counts_only_if_metadata_is_not_compared() {
     let bench = Bench::start();
     let at = SystemTime::now();
     for (no_differ, second) in [(true, "bar"), (false, "foo")] {
@@ -48,7 +48,7 @@ fn the_content_counts_only_if_metadata_is_not_compared() {
 }
 
 #[test]
-fn hard_links_stay_links_among_what_is_chosen() {
+fn src02_ses13_hard_links_stay_links_among_what_is_chosen() {
     let bench = Bench::start();
     let dir = bench.folder();
     let at = |name: &str| dir.path().join(name);
@@ -72,7 +72,7 @@ fn hard_links_stay_links_among_what_is_chosen() {
 }
 
 #[test]
-fn links_are_followed_and_never_out_of_the_folder() {
+fn src02_links_are_followed_and_never_out_of_the_folder() {
     let bench = Bench::start();
     let dir = bench.folder();
     let at = |name: &str| dir.path().join(name);
@@ -106,7 +106,7 @@ fn links_are_followed_and_never_out_of_the_folder() {
 }
 
 #[test]
-fn patterns_choose_what_is_sent() {
+fn src02_ses03_patterns_choose_what_is_sent() {
     let bench = Bench::start();
     let dir = bench.folder();
     for path in [
@@ -143,7 +143,7 @@ fn patterns_choose_what_is_sent() {
 }
 
 #[test]
-fn builds_side_by_side_do_not_mix_their_files() {
+fn src02_builds_side_by_side_do_not_mix_their_files() {
     let bench = Bench::start();
     let dirs: Vec<_> = (0..3)
         .map(|number| {
@@ -172,7 +172,7 @@ fn builds_side_by_side_do_not_mix_their_files() {
 }
 
 #[test]
-fn a_folder_that_nobody_offers_is_named() {
+fn src02_a_folder_that_nobody_offers_is_named() {
     let bench = Bench::start();
     let error = bench.fails(&local("nothing"));
     assert!(
@@ -191,7 +191,7 @@ fn a_folder_that_nobody_offers_is_named() {
 
 /// An image that is only pushed on is not unpacked.
 #[test]
-fn images_stay_where_they_are_until_they_are_needed() {
+fn src01_images_stay_where_they_are_until_they_are_needed() {
     let bench = Bench::start();
     let target = format!("{}/copy:latest", bench.registry.host());
     let mut solve = request(&bench.image());
@@ -224,7 +224,7 @@ fn images_stay_where_they_are_until_they_are_needed() {
 }
 
 #[test]
-fn exporters_work_side_by_side_and_mistakes_are_named() {
+fn slv04_exporters_work_side_by_side_and_mistakes_are_named() {
     use cooper_session::serve::Output;
     let bench = Bench::start();
     let state = State::scratch().files(vec![mkfile("/foo", "data")]);
@@ -271,7 +271,7 @@ fn exporters_work_side_by_side_and_mistakes_are_named() {
 }
 
 #[test]
-fn the_daemon_says_what_it_is_and_has() {
+fn ctl04_ctl05_the_daemon_says_what_it_is_and_has() {
     let bench = Bench::start();
     bench.solve(&bench.image().run(sh("true")));
     bench.rt.block_on(async {

@@ -14,7 +14,7 @@ fn output(bench: &Bench, state: &State, exec: Exec) -> String {
 }
 
 #[test]
-fn a_step_has_its_folder_user_names_and_limits() {
+fn exe01_a_step_has_its_folder_user_names_and_limits() {
     let bench = Bench::start();
     let image = bench.image();
     let pwd = sh("pwd > /out");
@@ -60,7 +60,7 @@ fn a_step_has_its_folder_user_names_and_limits() {
 }
 
 #[test]
-fn users_are_looked_up_in_the_image() {
+fn exe01_users_are_looked_up_in_the_image() {
     let bench = Bench::start();
     let people = sh(
         "echo daemon:x:1:1:daemon:/usr/sbin:/bin/sh >> /etc/passwd; echo daemon:x:1: >> /etc/group; \
@@ -94,7 +94,7 @@ fn users_are_looked_up_in_the_image() {
 }
 
 #[test]
-fn codes_of_success_are_chosen() {
+fn exe14_codes_of_success_are_chosen() {
     let bench = Bench::start();
     let exit = |code: u32, valid: &[i32]| {
         let mut exec = sh(&format!("exit {code}"));
@@ -110,7 +110,7 @@ fn codes_of_success_are_chosen() {
 }
 
 #[test]
-fn proxies_are_seen_and_do_not_matter() {
+fn exe18_proxies_are_seen_and_do_not_matter() {
     let bench = Bench::start();
     let build = |proxy: &str| {
         let mut exec =
@@ -136,7 +136,7 @@ fn proxies_are_seen_and_do_not_matter() {
 }
 
 #[test]
-fn rights_have_to_be_given_and_allowed() {
+fn slv07_exe11_rights_have_to_be_given_and_allowed() {
     let secure = |bench: &Bench, given: &[&str]| {
         let mut exec = sh("grep CapEff /proc/self/status | cut -f 2 > /out");
         exec.security = pb::SecurityMode::Insecure;
@@ -199,7 +199,7 @@ fn rights_have_to_be_given_and_allowed() {
 }
 
 #[test]
-fn no_network_is_none() {
+fn exe10_no_network_is_none() {
     let bench = Bench::start();
     let mut exec = sh("ls /sys/class/net > /out; ip addr show lo | grep -c UP >> /out");
     exec.network = Some(pb::NetMode::None);
@@ -208,7 +208,7 @@ fn no_network_is_none() {
 }
 
 #[test]
-fn layers_are_laid_over_each_other() {
+fn ops01_layers_are_laid_over_each_other() {
     let bench = Bench::start();
     let none = State::scratch();
     let a = none
@@ -264,7 +264,7 @@ fn layers_are_laid_over_each_other() {
 }
 
 #[test]
-fn a_difference_is_a_layer() {
+fn ops02_a_difference_is_a_layer() {
     let bench = Bench::start();
     let base = bench.image();
     let names = |state: &State| {
@@ -309,7 +309,7 @@ fn a_difference_is_a_layer() {
 
 /// Each place that a step comes from, the one said last first.
 #[test]
-fn a_failed_step_names_its_places() {
+fn llb02_a_failed_step_names_its_places() {
     use cooper_llb::build::SourceMap;
     use std::sync::Arc;
     let bench = Bench::start();

@@ -10,7 +10,7 @@ use cooper_testkit::{Client, Context, Daemon, leak, run};
 use crate::Out;
 
 #[test]
-fn links_lead_nowhere_outside() {
+fn src02_links_lead_nowhere_outside() {
     let watch = leak::Watch::begin();
     let daemon = Daemon::start();
     let context = Context::new().file("inside/file", "inside");
@@ -52,7 +52,7 @@ fn links_lead_nowhere_outside() {
 }
 
 #[test]
-fn a_name_that_is_no_text_is_told_and_not_fatal() {
+fn ses13_a_name_that_is_no_text_is_told_and_not_fatal() {
     let watch = leak::Watch::begin();
     let mut daemon = Daemon::start();
     let context = Context::new().file("Dockerfile", "FROM scratch\nCOPY . /\n");
@@ -73,7 +73,7 @@ fn a_name_that_is_no_text_is_told_and_not_fatal() {
 }
 
 #[test]
-fn special_files_and_a_result_over_a_link_do_no_harm() {
+fn ses13_exp04_special_files_and_a_result_over_a_link_do_no_harm() {
     let watch = leak::Watch::begin();
     let daemon = Daemon::start();
     let context = Context::new()

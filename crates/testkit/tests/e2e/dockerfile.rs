@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::Out;
 
 #[test]
-fn the_configuration_says_what_the_dockerfile_says() {
+fn df01_df17_the_configuration_says_what_the_dockerfile_says() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -102,7 +102,7 @@ fn history_fits(pulled: &Pulled) {
 }
 
 #[test]
-fn files_are_copied_as_asked() {
+fn df12_df05_files_are_copied_as_asked() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -173,7 +173,7 @@ fn tar_of(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn mounts_and_here_documents_work() {
+fn df04_df06_mounts_and_here_documents_work() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

@@ -5,7 +5,7 @@ use cooper_testkit::{Client, Context, Daemon, Registry, leak, push_busybox};
 use crate::Out;
 
 #[test]
-fn copies_keep_parents_links_and_modes() {
+fn df12_copies_keep_parents_links_and_modes() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -70,7 +70,7 @@ fn hard_linked() -> Vec<u8> {
 }
 
 #[test]
-fn mistakes_of_the_rarer_kinds_are_told() {
+fn df16_mistakes_of_the_rarer_kinds_are_told() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

@@ -125,7 +125,7 @@ fn commit_of(repository: &Path, name: &str) -> String {
 }
 
 #[test]
-fn a_repository_is_a_context() {
+fn df05_a_repository_is_a_context() {
     let watch = leak::Watch::begin();
     let daemon = Daemon::start();
     let buildx = Buildx::new(&daemon);
@@ -175,7 +175,7 @@ fn a_repository_is_a_context() {
 }
 
 #[test]
-fn repositories_are_added_and_named() {
+fn df13_repositories_are_added_and_named() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

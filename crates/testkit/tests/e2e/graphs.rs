@@ -187,7 +187,7 @@ fn faults() -> Vec<(&'static str, pb::Definition, &'static str)> {
 }
 
 #[test]
-fn a_graph_that_is_none_is_refused_and_the_daemon_goes_on() {
+fn llb01_a_graph_that_is_none_is_refused_and_the_daemon_goes_on() {
     let watch = leak::Watch::begin();
     let mut daemon = Daemon::start();
     let runtime = tokio::runtime::Builder::new_current_thread()

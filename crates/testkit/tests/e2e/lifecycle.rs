@@ -6,7 +6,7 @@ use std::time::Duration;
 use cooper_testkit::{Client, Context, Daemon, Registry, Started, bin, leak, push_busybox, run};
 
 #[test]
-fn a_second_daemon_on_one_root_is_refused() {
+fn dmn08_a_second_daemon_on_one_root_is_refused() {
     let watch = leak::Watch::begin();
     let mut daemon = Daemon::start();
     let other = daemon.scratch().join("other.sock");
@@ -26,7 +26,7 @@ fn a_second_daemon_on_one_root_is_refused() {
 }
 
 #[test]
-fn a_stop_ends_builds_and_leaves_nothing() {
+fn dmn07_a_stop_ends_builds_and_leaves_nothing() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

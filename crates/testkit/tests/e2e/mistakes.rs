@@ -82,7 +82,7 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
-fn a_mistake_is_named_with_its_place_and_the_daemon_goes_on() {
+fn err03_a_mistake_is_named_with_its_place_and_the_daemon_goes_on() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -121,7 +121,7 @@ fn a_mistake_is_named_with_its_place_and_the_daemon_goes_on() {
 }
 
 #[test]
-fn what_failed_is_not_cached_and_what_came_before_is() {
+fn sol03_what_failed_is_not_cached_and_what_came_before_is() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);

@@ -5,7 +5,7 @@ use cooper_testkit::{Client, Context, Daemon, Registry, leak, push_busybox};
 use crate::Out;
 
 #[test]
-fn two_clients_at_once_have_each_step_run_once() {
+fn sol07_two_clients_at_once_have_each_step_run_once() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
@@ -50,7 +50,7 @@ fn two_clients_at_once_have_each_step_run_once() {
 }
 
 #[test]
-fn one_client_that_leaves_does_not_take_the_step_of_the_other() {
+fn sol07_one_client_that_leaves_does_not_take_the_step_of_the_other() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
