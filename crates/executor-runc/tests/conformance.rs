@@ -9,7 +9,7 @@ async fn conforms(binary: &str) {
         let mut config = RuncConfig::new(root);
         config.binary = Some(binary.into());
         config.cgroup_parent = parent.to_owned();
-        Arc::new(RuncExecutor::new(config).unwrap())
+        Arc::new(RuncExecutor::new(config).expect("the state folder can be made"))
     })
     .await;
 }

@@ -133,7 +133,13 @@ async fn mounts_of_another_container_cannot_be_raced() {
     };
     for _ in 0..25 {
         let container = ContainerSpec {
-            mounts: vec![mount("/s", &shared), mount("/s/flip/deep", &data)],
+            mounts: vec![
+                ContainerMount {
+                    shared: true,
+                    ..mount("/s", &shared)
+                },
+                mount("/s/flip/deep", &data),
+            ],
             ..bench.container()
         };
         let script = "for path in sysrq-trigger sys/kernel/core_pattern; do \
@@ -199,7 +205,8 @@ async fn a_part_of_a_mount_cannot_be_exchanged_for_a_link_out_of_it() {
                 dest: "/m".into(),
                 mounts: vec![Mount::bind(&shared, false)],
                 selector: "flip/deep".into(),
-                read_only: false,
+                shared: true,
+                ..ContainerMount::default()
             }],
             ..bench.container()
         };

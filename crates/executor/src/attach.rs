@@ -13,13 +13,16 @@ use crate::{ContainerMount, ExecError};
 
 /// What [`ContainerMount`]s are on the host: binds, and file systems that the runtime makes.
 /// Overlays are mounted here, because a runtime that uses mount(2) cannot mount deep ones, and
-/// so is what a selector picks from.
+/// so is what a selector picks from. What lies in a mount that others change meanwhile
+/// ([`ContainerMount::shared`]) is mounted in it here, too, and the runtime gets both as one.
 ///
 /// Dropping it unmounts what was mounted here and removes the places.
 #[derive(Debug, Default)]
 pub struct Attached {
     mounts: Vec<OciMount>,
-    // What was picked goes before what it was picked from.
+    // What is shared goes before what is mounted in it, and what was picked before what it was
+    // picked from.
+    nests: Vec<Nest>,
     picked: Vec<Picked>,
     whole: Vec<MountedDir>,
 }
@@ -36,8 +39,10 @@ impl Attached {
     pub fn new(mounts: &[ContainerMount], dir: &Path) -> Result<Self, ExecError> {
         let mut attached = Self::default();
         for (number, mount) in mounts.iter().enumerate() {
+            let later = &mounts[number + 1..];
+            let places = Places { dir, number };
             attached
-                .add(mount, &dir.join(format!("pick-{number}")), dir)
+                .add(mount, later, places)
                 .map_err(|source| ExecError::Mount {
                     dest: mount.dest.clone(),
                     source,
@@ -51,7 +56,41 @@ impl Attached {
         &self.mounts
     }
 
-    fn add(&mut self, mount: &ContainerMount, place: &Path, dir: &Path) -> io::Result<()> {
+    fn add(
+        &mut self,
+        mount: &ContainerMount,
+        later: &[ContainerMount],
+        places: Places<'_>,
+    ) -> io::Result<()> {
+        let mut layer = self.layer(mount, places)?;
+        let dest = Path::new(&mount.dest);
+        if let Some(nest) = self.nests.iter().find(|nest| below(dest, &nest.dest)) {
+            let inner = Picked::mount(&layer, &places.path("inner"))?;
+            nest.attach(&inner, dest)?;
+            self.picked.push(inner);
+            return Ok(());
+        }
+        if mount.shared
+            && later
+                .iter()
+                .any(|inner| below(Path::new(&inner.dest), dest))
+        {
+            let outer = Picked::mount(&layer, &places.path("nest"))?;
+            layer = Mount {
+                options: vec!["rbind".into()],
+                ..Mount::bind(&outer.target, is_read_only(&layer))
+            };
+            self.nests.push(Nest {
+                outer,
+                dest: dest.to_owned(),
+            });
+        }
+        self.mounts.push(entry(&mount.dest, &layer)?);
+        Ok(())
+    }
+
+    /// What is to be mounted at the destination.
+    fn layer(&mut self, mount: &ContainerMount, places: Places<'_>) -> io::Result<Mount> {
         let layers: Vec<Mount> = mount
             .mounts
             .iter()
@@ -69,13 +108,10 @@ impl Attached {
                 let message = format!("mount {} has no source", mount.dest);
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
-            [only] if whole && only.kind != "overlay" => {
-                self.mounts.push(entry(&mount.dest, only)?);
-                return Ok(());
-            }
+            [only] if whole && only.kind != "overlay" => return Ok(only.clone()),
             [only] if only.kind == "bind" => only.source.clone(),
             several => {
-                let mounted = MountedDir::mount(several, dir).map_err(io::Error::other)?;
+                let mounted = MountedDir::mount(several, places.dir).map_err(io::Error::other)?;
                 let path = mounted.path().to_owned();
                 self.whole.push(mounted);
                 path
@@ -85,11 +121,9 @@ impl Attached {
         let source = if whole {
             source
         } else {
-            self.pick(&source, &mount.selector, place)?
+            self.pick(&source, &mount.selector, &places.path("pick"))?
         };
-        self.mounts
-            .push(entry(&mount.dest, &Mount::bind(&source, read_only))?);
-        Ok(())
+        Ok(Mount::bind(&source, read_only))
     }
 
     /// Binds what `selector` names in `source` to `place`. It is bound by descriptor: what is
@@ -99,22 +133,99 @@ impl Attached {
         let found = root.open_with(selector, OFlags::PATH, Mode::empty())?;
         let stat = rustix::fs::fstat(&found)?;
         let dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if dir {
-            std::fs::create_dir(place)?;
-        } else {
-            std::fs::File::create(place)?;
-        }
-        let mut picked = Picked {
-            guard: None,
-            target: place.to_owned(),
-            dir,
+        let source = Mount {
+            options: vec!["rbind".into()],
+            ..Mount::bind(
+                Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())),
+                false,
+            )
         };
-        let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        let options = ["rbind".to_owned()];
-        picked.guard = Some(MountGuard::mount("bind", &source, &options, place)?);
-        self.picked.push(picked);
+        self.picked.push(Picked::at(&source, dir, place)?);
         Ok(place.to_owned())
     }
+}
+
+/// Where the mount of a number may be prepared.
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    dir: &'a Path,
+    number: usize,
+}
+
+impl Places<'_> {
+    fn path(&self, kind: &str) -> PathBuf {
+        self.dir.join(format!("{kind}-{}", self.number))
+    }
+}
+
+/// A mount that others may change, at a place on the host, where more is mounted into it.
+#[derive(Debug)]
+struct Nest {
+    outer: Picked,
+    /// Where it is seen from inside.
+    dest: PathBuf,
+}
+
+impl Nest {
+    /// Binds `inner` to `dest`, which lies below this mount's. Every link on the way is
+    /// resolved inside what is mounted here; a mount point that is missing is made. It is mounted on by
+    /// descriptor, so what is found cannot be exchanged any more; when the outer mount goes, it
+    /// goes with it.
+    fn attach(&self, inner: &Picked, dest: &Path) -> io::Result<()> {
+        let path = dest
+            .strip_prefix(&self.dest)
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
+        let root = Root::open(&self.outer.target)?;
+        let found = match root.open_with(path, OFlags::PATH, Mode::empty()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if inner.dir {
+                    root.mkdir_all(path, 0o755)?;
+                } else {
+                    root.mkdir_all(path.parent().unwrap_or(Path::new("")), 0o755)?;
+                    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK;
+                    root.open_with(path, flags, Mode::from_raw_mode(0o644))?;
+                }
+                root.open_with(path, OFlags::PATH, Mode::empty())?
+            }
+            found => found?,
+        };
+        let target = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        // A bind has the flags of what it is made of, read-only among them.
+        cooper_sys::mount::mount("bind", &inner.target, &["rbind".to_owned()], &target)
+    }
+}
+
+impl Picked {
+    /// Mounts `layer` at a new `place`.
+    fn mount(layer: &Mount, place: &Path) -> io::Result<Self> {
+        let dir = layer.kind != "bind" || std::fs::metadata(&layer.source)?.is_dir();
+        Self::at(layer, dir, place)
+    }
+
+    fn at(layer: &Mount, dir: bool, target: &Path) -> io::Result<Self> {
+        if dir {
+            std::fs::create_dir(target)?;
+        } else {
+            std::fs::File::create(target)?;
+        }
+        let mut picked = Self {
+            guard: None,
+            target: target.to_owned(),
+            dir,
+        };
+        picked.guard = Some(MountGuard::mount(
+            &layer.kind,
+            &layer.source,
+            &layer.options,
+            target,
+        )?);
+        Ok(picked)
+    }
+}
+
+/// Whether `dest` lies in `outer` and is not the same.
+fn below(dest: &Path, outer: &Path) -> bool {
+    dest != outer && dest.starts_with(outer)
 }
 
 impl Drop for Picked {
@@ -153,7 +264,7 @@ mod tests {
             dest: dest.into(),
             mounts,
             selector: selector.into(),
-            read_only: false,
+            ..ContainerMount::default()
         }
     }
 
@@ -198,5 +309,59 @@ mod tests {
         drop(attached);
         assert_eq!(MountPoint::below(outer.path()).unwrap(), []);
         assert_eq!(std::fs::read_dir(&places).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_lies_in_a_shared_mount_is_mounted_in_it_on_the_host() {
+        let outer = tempfile::tempdir().unwrap();
+        let path = |name: &str| outer.path().join(name);
+        for dir in ["shared/real", "data", "places", "outside"] {
+            std::fs::create_dir_all(path(dir)).unwrap();
+        }
+        std::fs::write(path("data/file"), "data").unwrap();
+        // Seen from inside, this leads nowhere, and the other one not out.
+        symlink(path("outside"), path("shared/link")).unwrap();
+        symlink("../../real", path("shared/up")).unwrap();
+        let shared = ContainerMount {
+            shared: true,
+            ..mount("/s", vec![Mount::bind(&path("shared"), false)], "")
+        };
+        let inner = |dest: &str, source: &str, read_only: bool| {
+            mount(dest, vec![Mount::bind(&path(source), read_only)], "")
+        };
+        let out = [shared.clone(), inner("/s/link/deep", "data", false)];
+        let error = Attached::new(&out, &path("places")).unwrap_err();
+        assert_eq!(error.to_string(), "failed to mount /s/link/deep");
+        let attached = Attached::new(
+            &[
+                shared,
+                inner("/s/new/file", "data/file", true),
+                inner("/s/up", "data", true),
+                inner("/t", "data", false),
+            ],
+            &path("places"),
+        )
+        .unwrap();
+        let dests: Vec<_> = attached
+            .mounts()
+            .iter()
+            .map(OciMount::destination)
+            .collect();
+        assert_eq!(dests, [Path::new("/s"), Path::new("/t")]);
+        let seen = attached.mounts()[0].source().clone().unwrap();
+        let options = attached.mounts()[0].options().clone().unwrap();
+        assert_eq!(options, ["rbind"]);
+        assert_eq!(
+            std::fs::read_to_string(seen.join("new/file")).unwrap(),
+            "data"
+        );
+        assert!(seen.join("real/file").exists());
+        assert!(std::fs::write(seen.join("real/file"), "").is_err());
+        assert!(!path("shared/real/file").exists());
+        assert_eq!(std::fs::read_dir(path("outside")).unwrap().count(), 0);
+        drop(attached);
+        assert_eq!(MountPoint::below(outer.path()).unwrap(), []);
+        assert_eq!(std::fs::read_dir(path("places")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_to_string(path("data/file")).unwrap(), "data");
     }
 }

@@ -49,6 +49,10 @@ pub struct ContainerMount {
     pub selector: String,
     /// Whether it is read-only, whatever [`Self::mounts`] say.
     pub read_only: bool,
+    /// Whether other containers may change what is in it while this one is made, as those that
+    /// share a cache mount may. A mount point in it can become a link under the hands of a
+    /// runtime, so what is mounted there is mounted on the host, by descriptor.
+    pub shared: bool,
 }
 
 /// A line of the hosts file.

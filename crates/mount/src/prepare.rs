@@ -63,6 +63,10 @@ impl<'a> Prepare<'a> {
                 mounts: resolved,
                 selector: mount.selector.clone(),
                 read_only: mount.readonly,
+                shared: mount
+                    .cache_opt
+                    .as_ref()
+                    .is_some_and(|cache| cache.sharing == pb::CacheSharingOpt::Shared as i32),
             });
         }
         prepared.root = root.ok_or(MountError::NoRoot)?;
