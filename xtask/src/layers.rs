@@ -57,6 +57,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "executor-containerd",
         ],
     ),
+    ("tokio-rustls", &["daemon"]),
     ("tonic-health", &["proto", "session", "client", "control"]),
     ("rusqlite", &["store"]),
     ("containerd-client", &["executor-containerd"]),

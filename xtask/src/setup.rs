@@ -44,6 +44,12 @@ const NEEDED: &[(&str, &str, &str, Purpose)] = &[
         Purpose::Tests,
     ),
     (
+        "openssl",
+        "openssl",
+        "makes the certificates of the tests",
+        Purpose::Tests,
+    ),
+    (
         "debootstrap",
         "debootstrap",
         "makes the Debian base image of the tests",

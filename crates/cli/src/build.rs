@@ -11,6 +11,7 @@ use cooper_proto::control::{CacheOptions, SolveResponse};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::connect::DaemonArgs;
 use crate::context::{self, Context};
 use crate::progress::{self, Mode};
 use crate::spec::{self, Export};
@@ -53,9 +54,8 @@ pub(crate) struct BuildArgs {
     /// Shows nothing but the image's digest at the end.
     #[arg(short, long)]
     quiet: bool,
-    /// The daemon, unix://PATH or tcp://HOST:PORT; without it the build runs in this process.
-    #[arg(long, value_name = "ADDRESS", env = "COOPER_ADDR")]
-    addr: Option<String>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
     /// Where a build in this process keeps its cache.
     #[arg(long, value_name = "DIR", env = "COOPER_ROOT", conflicts_with = "addr")]
     root: Option<PathBuf>,
@@ -145,9 +145,10 @@ pub(crate) async fn run(args: BuildArgs) -> Result<(), Failure> {
     let interrupted = solve.cancelled.clone();
     let signals = interrupt(interrupted.clone());
     let building = async {
-        let response = match &args.addr {
+        let response = match &args.daemon.addr {
             Some(address) => {
-                let client = Client::connect(address).await?;
+                let tls = args.daemon.tls()?;
+                let client = Client::connect_with(address, &tls).await?;
                 build(&client, solve, &args).await?
             }
             None => {

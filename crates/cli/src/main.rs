@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod connect;
 mod context;
 mod local;
 mod progress;

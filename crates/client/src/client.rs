@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use cooper_proto::control::control_client::ControlClient;
 use cooper_proto::control::{
@@ -22,13 +23,16 @@ use tonic::Request;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::ClientError;
+use crate::{ClientError, Tls};
 
 /// Flow-control windows in bytes: HTTP/2's own of 64 KiB would pay a round trip for each.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// So large because h2 ends a connection on which more small frames wait than half of it is
 /// worth, each counted as 256 bytes: a session sends one for every file of a context.
 const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// How long a connection over the network may take to come about (BuildKit's value).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to a daemon; cheap to clone.
 #[derive(Clone, Debug)]
@@ -37,11 +41,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `unix://PATH` or `tcp://HOST:PORT`.
+    /// Connects to `unix://PATH` or `tcp://HOST:PORT`, without TLS.
     ///
     /// # Errors
-    /// The address is of another kind, or nobody answers.
+    /// As those of [`connect_with`](Self::connect_with).
     pub async fn connect(address: &str) -> Result<Self, ClientError> {
+        Self::connect_with(address, &Tls::default()).await
+    }
+
+    /// Connects to `unix://PATH` or `tcp://HOST:PORT`; the latter with TLS if anything of `tls`
+    /// is set.
+    ///
+    /// # Errors
+    /// The address is of another kind, a file of `tls` cannot be read, nobody answers within
+    /// five seconds, or one of the two does not accept the other's certificate.
+    pub async fn connect_with(address: &str, tls: &Tls) -> Result<Self, ClientError> {
         let unknown = || ClientError::Address {
             address: address.to_owned(),
         };
@@ -61,9 +75,13 @@ impl Client {
                     .await
             }
             Some(("tcp", host)) if !host.is_empty() => {
-                let uri = format!("http://{host}");
-                let uri = Endpoint::from_shared(uri).map_err(|_| unknown())?;
-                endpoint(uri).connect().await
+                let scheme = if tls.is_used() { "https" } else { "http" };
+                let uri = Endpoint::from_shared(format!("{scheme}://{host}"));
+                let mut uri = endpoint(uri.map_err(|_| unknown())?);
+                if tls.is_used() {
+                    uri = uri.tls_config(tls.config()?).map_err(failed)?;
+                }
+                uri.connect_timeout(CONNECT_TIMEOUT).connect().await
             }
             _ => return Err(unknown()),
         };

@@ -32,6 +32,7 @@ mod error;
 mod secrets;
 mod solve;
 mod source;
+mod tls;
 
 pub use client::Client;
 pub use credentials::DockerConfig;
@@ -39,3 +40,4 @@ pub use error::ClientError;
 pub use secrets::{SecretSource, Secrets};
 pub use solve::Solve;
 pub use source::Source;
+pub use tls::Tls;

@@ -54,12 +54,6 @@ impl Daemon {
         for name in config.without_effect() {
             tracing::warn!("the setting {name} has no effect");
         }
-        if !config.grpc.tls.cert.is_empty() || !config.grpc.tls.key.is_empty() {
-            return Err(DaemonError::Unsupported {
-                setting: "grpc.tls".to_owned(),
-                reason: "without it the address would be open to everybody".to_owned(),
-            });
-        }
         let root = absolute(&config.root)?;
         let made = std::fs::DirBuilder::new()
             .recursive(true)

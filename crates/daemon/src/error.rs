@@ -80,6 +80,16 @@ pub enum DaemonError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The certificates of the server cannot be used.
+    #[error("{attempt}: {path}")]
+    Tls {
+        /// What was tried.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// There is no worker.
     #[error(transparent)]
     Worker(#[from] WorkerError),

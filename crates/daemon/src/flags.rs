@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 
 use crate::config::{Config, DiskSpace, WorkerConfig};
-use crate::{DaemonError, address};
+use crate::{DaemonError, listen};
 
 /// The build daemon.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(
     name = "cooperd",
     disable_version_flag = true,
+    // As Go's flags: the last one counts.
+    args_override_self = true,
     rename_all = "kebab-case"
 )]
 #[allow(missing_docs)]
@@ -22,10 +24,10 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Debug output in logs
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub debug: Option<bool>,
     /// Everything in logs
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub trace: Option<bool>,
     /// Path to the state directory [default: /var/lib/cooper]
     #[arg(long, value_name = "DIR")]
@@ -58,22 +60,22 @@ pub struct Flags {
     #[arg(long, value_name = "RIGHT", value_delimiter = ',')]
     pub allow_insecure_entitlement: Vec<String>,
     /// Force build traffic through a proxy
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub proxy_network: Option<bool>,
     /// Socket of the trace collector
     #[arg(long, value_name = "PATH")]
     pub otel_socket_path: Option<String>,
     /// No CDI devices
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub cdi_disabled: Option<bool>,
     /// Directories of CDI specifications
     #[arg(long, value_name = "DIR")]
     pub cdi_spec_dir: Vec<String>,
     /// Keep a database for debugging the cache
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub save_cache_debug: Option<bool>,
     /// Options for rootless containers
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub rootless: Option<bool>,
     /// Print the version
     #[arg(long, short = 'v')]
@@ -124,13 +126,13 @@ pub struct Flags {
     pub oci_worker_binary: Option<String>,
     #[arg(long, value_name = "PROFILE", help = "AppArmor profile of steps")]
     pub oci_worker_apparmor_profile: Option<String>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "SELinux labels")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "SELinux labels")]
     pub oci_worker_selinux: Option<bool>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "Rootless mode")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "Rootless mode")]
     pub oci_worker_rootless: Option<bool>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "Steps share the host's process namespace")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "Steps share the host's process namespace")]
     pub oci_worker_no_process_sandbox: Option<bool>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "Prune the cache by itself")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "Prune the cache by itself")]
     pub oci_worker_gc: Option<bool>,
     #[arg(
         long,
@@ -175,11 +177,11 @@ pub struct Flags {
     pub containerd_worker_snapshotter: Option<String>,
     #[arg(long, value_name = "PROFILE", help = "AppArmor profile of steps")]
     pub containerd_worker_apparmor_profile: Option<String>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "SELinux labels")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "SELinux labels")]
     pub containerd_worker_selinux: Option<bool>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "Rootless mode")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "Rootless mode")]
     pub containerd_worker_rootless: Option<bool>,
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help = "Prune the cache by itself")]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL", help = "Prune the cache by itself")]
     pub containerd_worker_gc: Option<bool>,
     #[arg(
         long,
@@ -240,7 +242,7 @@ impl Flags {
             config.grpc.address.clone_from(&self.addr);
         }
         if let Some(group) = &self.group {
-            config.grpc.gid = Some(address::group_id(group)?);
+            config.grpc.gid = Some(listen::group_id(group)?);
         }
         put(&mut config.grpc.debug_address, self.debugaddr.clone());
         put(&mut config.grpc.tls.cert, self.tlscert.clone());
@@ -398,12 +400,22 @@ fn enabled(
 ) -> Result<(), DaemonError> {
     match value {
         None => {}
-        Some("auto") => *place = None,
-        Some("true" | "1") => *place = Some(true),
-        Some("false" | "0") => *place = Some(false),
-        Some(other) => return Err(invalid(flag, other, "true, false and auto are known")),
+        Some(auto) if auto.is_empty() || auto.eq_ignore_ascii_case("auto") => *place = None,
+        Some(other) => match truth(other) {
+            Ok(value) => *place = Some(value),
+            Err(_) => return Err(invalid(flag, other, "true, false and auto are known")),
+        },
     }
     Ok(())
+}
+
+/// Truth values as Go's flags take them (`strconv.ParseBool`).
+fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("true and false are known".to_owned()),
+    }
 }
 
 fn labels(
@@ -510,10 +522,12 @@ mod tests {
     #[test]
     fn forms_of_flags() {
         let config = config(&[
+            "-root=/y",
             "-root=/x",
-            "--debug=false",
+            "--debug=F",
+            "--trace=0",
             "--oci-worker",
-            "auto",
+            "AUTO",
             "--oci-worker-labels",
             "a=b,c=d",
             "--addr=tcp://127.0.0.1:1",
@@ -533,10 +547,13 @@ mod tests {
 
     #[test]
     fn what_means_nothing_is_refused() {
-        assert!(Flags::read(["cooperd", "--no-such-flag"].map(OsString::from)).is_err());
+        for flag in ["--no-such-flag", "--debug=perhaps", "--oci-cni-pool-size=x"] {
+            assert!(Flags::read(["cooperd", flag].map(OsString::from)).is_err());
+        }
         for args in [
             ["cooperd", "--oci-worker=maybe"],
             ["cooperd", "--oci-worker-labels=x"],
+            ["cooperd", "--group=no-such-group-at-all"],
         ] {
             let flags = Flags::read(args.map(OsString::from)).unwrap();
             assert!(matches!(flags.config(), Err(DaemonError::Flag { .. })));

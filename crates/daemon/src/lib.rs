@@ -18,22 +18,21 @@
 //! # }
 //! ```
 //!
-//! Modules in reading order: `flags`, `config`, `assemble`, `address`, `logging`, `notify`,
+//! Modules in reading order: `flags`, `config`, `assemble`, `listen`, `logging`, `notify`,
 //! `workers` (the workers that register themselves).
 //!
 //! It refuses to know how anything is built and what goes over the wire.
 #![forbid(unsafe_code)]
 
-mod address;
 mod assemble;
 pub mod config;
 mod error;
 mod flags;
+pub mod listen;
 pub mod logging;
 pub mod notify;
 mod workers;
 
-pub use address::{Listener, listen};
 pub use assemble::Daemon;
 pub use config::Config;
 pub use cooper_executor_runc::enter_if_asked;

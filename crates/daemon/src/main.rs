@@ -1,22 +1,14 @@
 //! `cooperd`, the build daemon.
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use cooper_daemon::{Config, Daemon, Flags, Listener, listen, logging, notify};
-use futures::StreamExt;
-use futures::stream::{BoxStream, SelectAll};
-use tokio::io::{AsyncRead, AsyncWrite};
+use cooper_daemon::listen::{self, Connections};
+use cooper_daemon::{Config, Daemon, Flags, logging, notify};
+use cooper_sys::activation::{self, Passed};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
-
-/// Any kind of connection.
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
-type Connections = SelectAll<BoxStream<'static, io::Result<Box<dyn Connection>>>>;
 
 fn main() -> ExitCode {
     // Before anything else: this may be the built-in runtime's helper.
@@ -39,38 +31,27 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
+    // Before anything is opened: their numbers are taken.
+    let passed = activation::passed().context("failed to take sockets of the service manager")?;
     let config = flags.config()?;
     logging::init(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    runtime.block_on(Box::pin(daemon(&config)))
+    runtime.block_on(Box::pin(daemon(&config, passed)))
 }
 
-async fn daemon(config: &Config) -> anyhow::Result<()> {
+async fn daemon(config: &Config, passed: Vec<Passed>) -> anyhow::Result<()> {
     // Before anything else: a signal that comes early is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("failed to await signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to await signals")?;
     let daemon = Daemon::assemble(config).await?;
-    let owner = (config.grpc.uid, config.grpc.gid);
-    let mut connections = Connections::new();
-    // Kept: a socket's file goes when the daemon does.
-    let mut files = Vec::new();
-    for address in &config.grpc.address {
-        match listen(address, owner).await? {
-            Listener::Unix(listener, file) => {
-                files.push(file);
-                let stream = UnixListenerStream::new(listener);
-                connections.push(stream.map(|io| io.map(boxed)).boxed());
-            }
-            Listener::Tcp(listener) => {
-                let stream = TcpListenerStream::new(listener);
-                connections.push(stream.map(|io| io.map(boxed)).boxed());
-            }
-        }
-        tracing::info!("running server on {address}");
+    let listeners = listen::listen(&config.grpc, passed).await?;
+    for listener in &listeners {
+        tracing::info!("running server on {listener}");
     }
+    let connections = Connections::of(listeners);
     notify::notify("READY=1");
     let stop = CancellationToken::new();
     let stopped = async {
@@ -88,10 +69,5 @@ async fn daemon(config: &Config) -> anyhow::Result<()> {
         () = stopped => Ok(()),
     };
     daemon.close().await;
-    drop(files);
     served.map_err(Into::into)
-}
-
-fn boxed<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: T) -> Box<dyn Connection> {
-    Box::new(io)
 }

@@ -29,11 +29,24 @@ impl Buildx {
     /// The same with another program.
     #[track_caller]
     pub fn remote(program: &Path, address: &str) -> Self {
+        Self::remote_with(program, address, "")
+    }
+
+    /// A `remote` builder on an address, with options of the driver (`cacert=…,cert=…`).
+    #[track_caller]
+    pub fn with_driver_options(address: &str, options: &str) -> Self {
+        Self::remote_with(program(), address, options)
+    }
+
+    #[track_caller]
+    fn remote_with(program: &Path, address: &str, options: &str) -> Self {
         let buildx = Self::at(program, ("cooper", None));
-        run(buildx
-            .command()
-            .args(["create", "--name", "cooper", "--driver", "remote", address]))
-        .success();
+        let mut create = buildx.command();
+        create.args(["create", "--name", "cooper", "--driver", "remote"]);
+        if !options.is_empty() {
+            create.args(["--driver-opt", options]);
+        }
+        run(create.arg(address)).success();
         buildx
     }
 

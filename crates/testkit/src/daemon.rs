@@ -25,7 +25,7 @@ pub struct Daemon {
     dir: tempfile::TempDir,
     child: Option<Child>,
     config: String,
-    options: &'static [&'static str],
+    options: Vec<String>,
     /// From the start of the process to the first accepted connection.
     pub ready_after: Duration,
 }
@@ -50,8 +50,15 @@ impl Daemon {
         Self::with("", &[])
     }
 
+    /// Starts one with further options behind the usual ones and those of its address.
     #[track_caller]
-    fn with(config: &str, options: &'static [&'static str]) -> Self {
+    pub fn with_options(config: &str, more: &[&str]) -> Self {
+        let options: Vec<_> = OPTIONS.iter().chain(more).copied().collect();
+        Self::with(config, &options)
+    }
+
+    #[track_caller]
+    fn with(config: &str, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("cooper-daemon-")
             .tempdir()
@@ -60,7 +67,7 @@ impl Daemon {
             dir,
             child: None,
             config: config.to_owned(),
-            options,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
             ready_after: Duration::ZERO,
         };
         daemon.spawn();
@@ -99,7 +106,7 @@ impl Daemon {
     pub fn command(&self, address: &str) -> Command {
         let mut command = Command::new(bin("cooperd"));
         command
-            .args(self.options)
+            .args(&self.options)
             .arg("--config")
             .arg(self.dir.path().join("buildkitd.toml"))
             .arg("--root")
@@ -121,6 +128,16 @@ impl Daemon {
     /// The address for clients, `unix://…`.
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket().display())
+    }
+
+    /// The addresses of the TCP ports that it listens on, as it logged them.
+    pub fn tcp_addresses(&self) -> Vec<String> {
+        let log = self.log();
+        let named = log
+            .lines()
+            .filter_map(|line| line.split("running server on ").nth(1));
+        let ports = named.filter(|name| !name.starts_with('/'));
+        ports.map(|port| format!("tcp://{port}")).collect()
     }
 
     /// The number of the process.

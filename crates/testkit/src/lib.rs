@@ -23,6 +23,7 @@
 
 mod broken;
 mod buildx;
+mod certificates;
 mod client;
 mod context;
 mod daemon;
@@ -37,6 +38,7 @@ mod run;
 
 pub use broken::{BrokenRegistry, Fault};
 pub use buildx::Buildx;
+pub use certificates::Certificates;
 pub use client::Client;
 pub use context::Context;
 pub use daemon::Daemon;
