@@ -1,36 +1,45 @@
 //! Registry credentials as Docker's clients keep them: `config.json` and credential helpers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cooper_proto::auth::{FetchTokenRequest, FetchTokenResponse};
 use cooper_session::auth::Credentials;
 use cooper_session::serve::AuthProvider;
+use ring::signature::Ed25519KeyPair;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::sync::Mutex;
 
-use crate::ClientError;
+use crate::authority::{self, Seeds};
+use crate::{ClientError, helper, token};
 
 /// Docker Hub's registry, and the key that its credentials are kept under.
 const HUB: &str = "registry-1.docker.io";
 const HUB_KEY: &str = "https://index.docker.io/v1/";
-/// A helper may ask its user, but a build does not wait for ever.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The username that says that the secret is an identity token.
-const TOKEN_USER: &str = "<token>";
+/// A variable that is true where daemons are to be given credentials and no tokens.
+const NO_TOKENS: &str = "BUILDKIT_NO_CLIENT_TOKEN";
 
 /// Docker's configuration file, as far as it is about credentials. Secrets are read when they
 /// are asked for, and never logged.
 #[derive(Default)]
 pub struct DockerConfig {
     file: File,
+    /// What was found for a host, so that a helper is asked once.
+    known: Mutex<HashMap<String, Account>>,
+    seeds: Arc<Seeds>,
+}
+
+/// What is kept for a registry.
+#[derive(Clone, Default)]
+struct Account {
+    credentials: Credentials,
+    /// A token that is taken as it is.
+    token: String,
 }
 
 impl std::fmt::Debug for DockerConfig {
@@ -45,6 +54,18 @@ struct File {
     auths: BTreeMap<String, Entry>,
     creds_store: String,
     cred_helpers: BTreeMap<String, String>,
+    proxies: BTreeMap<String, ProxyEntry>,
+}
+
+/// What builds are told of proxies.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ProxyEntry {
+    http_proxy: String,
+    https_proxy: String,
+    no_proxy: String,
+    ftp_proxy: String,
+    all_proxy: String,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -54,14 +75,7 @@ struct Entry {
     username: String,
     password: String,
     identitytoken: String,
-}
-
-/// What a helper answers.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Answer {
-    username: String,
-    secret: String,
+    registrytoken: String,
 }
 
 impl DockerConfig {
@@ -91,23 +105,69 @@ impl DockerConfig {
             path: path.display().to_string(),
             source,
         };
+        let empty = Self {
+            seeds: Arc::new(Seeds::in_dir(path.parent().map(Path::to_owned))),
+            ..Self::default()
+        };
         match std::fs::read(path) {
-            Ok(bytes) => Ok(Self {
-                file: serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Ok(bytes) => {
+                // The reason would quote what may be a secret.
+                let place = |error: serde_json::Error| {
+                    let (line, column) = (error.line(), error.column());
+                    failed(io::Error::other(format!("no JSON at {line}:{column}")))
+                };
+                Ok(Self {
+                    file: serde_json::from_slice(&bytes).map_err(place)?,
+                    ..empty
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(empty),
             Err(error) => Err(failed(error)),
         }
     }
 
-    async fn find(&self, host: &str) -> io::Result<Credentials> {
+    /// The build arguments that the file gives to every build (`proxies`, `default`): each in
+    /// capitals and in small letters.
+    pub fn proxies(&self) -> BTreeMap<String, String> {
+        let Some(entry) = self.file.proxies.get("default") else {
+            return BTreeMap::new();
+        };
+        let set = [
+            ("HTTP_PROXY", &entry.http_proxy),
+            ("HTTPS_PROXY", &entry.https_proxy),
+            ("NO_PROXY", &entry.no_proxy),
+            ("FTP_PROXY", &entry.ftp_proxy),
+            ("ALL_PROXY", &entry.all_proxy),
+        ];
+        let set = set.into_iter().filter(|(_, value)| !value.is_empty());
+        set.flat_map(|(name, value)| {
+            [name.to_owned(), name.to_lowercase()].map(|name| (name, value.clone()))
+        })
+        .collect()
+    }
+
+    async fn account(&self, host: &str) -> io::Result<Account> {
         let key = if host == HUB { HUB_KEY } else { host };
+        // Held while a helper is asked: some cannot be asked twice at a time.
+        let mut known = self.known.lock().await;
+        if let Some(account) = known.get(key) {
+            return Ok(account.clone());
+        }
+        let account = self.find(key).await?;
+        known.insert(key.to_owned(), account.clone());
+        Ok(account)
+    }
+
+    async fn find(&self, key: &str) -> io::Result<Account> {
         let helper = self.file.cred_helpers.get(key);
         let store = Some(&self.file.creds_store).filter(|name| !name.is_empty());
-        if let Some(helper) = helper.or(store)
-            && let Some(found) = ask(helper, key).await?
+        if let Some(name) = helper.or(store)
+            && let Some(credentials) = helper::ask(name, key).await?
         {
-            return Ok(found);
+            return Ok(Account {
+                credentials,
+                token: String::new(),
+            });
         }
         let auths = &self.file.auths;
         let entry = auths.get(key).or_else(|| {
@@ -115,18 +175,54 @@ impl DockerConfig {
             all.find(|(name, _)| hostname(name) == hostname(key))
                 .map(|(_, entry)| entry)
         });
-        entry.map_or_else(|| Ok(Credentials::default()), Entry::credentials)
+        entry.map_or_else(|| Ok(Account::default()), Entry::account)
+    }
+
+    async fn key(&self, host: &str, salt: &[u8]) -> io::Result<Ed25519KeyPair> {
+        let credentials = self.account(host).await?.credentials;
+        let with_credentials = !credentials.secret.is_empty();
+        let (seeds, host, salt) = (self.seeds.clone(), host.to_owned(), salt.to_owned());
+        let made = move || seeds.key(&host, &salt, with_credentials);
+        tokio::task::spawn_blocking(made).await?
     }
 }
 
 #[async_trait]
 impl AuthProvider for DockerConfig {
     async fn credentials(&self, host: &str) -> io::Result<Credentials> {
-        self.find(host).await
+        Ok(self.account(host).await?.credentials)
+    }
+
+    fn fetches_tokens(&self) -> bool {
+        let value = std::env::var(NO_TOKENS).unwrap_or_default();
+        !matches!(&*value, "1" | "t" | "T" | "true" | "TRUE" | "True")
+    }
+
+    async fn fetch_token(&self, request: &FetchTokenRequest) -> io::Result<FetchTokenResponse> {
+        let account = self.account(&request.host).await?;
+        if !account.token.is_empty() {
+            return Ok(token::known(&account.token));
+        }
+        token::fetch(request, &account.credentials).await
+    }
+
+    async fn token_authority(&self, host: &str, salt: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(authority::public(&self.key(host, salt).await?))
+    }
+
+    async fn sign(&self, host: &str, payload: &[u8], salt: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(authority::sign(&self.key(host, salt).await?, payload))
     }
 }
 
 impl Entry {
+    fn account(&self) -> io::Result<Account> {
+        Ok(Account {
+            credentials: self.credentials()?,
+            token: self.registrytoken.clone(),
+        })
+    }
+
     fn credentials(&self) -> io::Result<Credentials> {
         if !self.identitytoken.is_empty() {
             return Ok(Credentials {
@@ -149,57 +245,6 @@ impl Entry {
             secret: secret.trim_end_matches('\0').to_owned(),
         })
     }
-}
-
-/// Asks `docker-credential-NAME` (docker/docker-credential-helpers); `None` when it has none.
-async fn ask(helper: &str, key: &str) -> io::Result<Option<Credentials>> {
-    let program = format!("docker-credential-{helper}");
-    let asking = async {
-        let mut child = Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(key.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let late = |_| {
-        let seconds = HELPER_TIMEOUT.as_secs();
-        io::Error::other(format!("{program} did not answer within {seconds} s"))
-    };
-    let output = match timeout(HELPER_TIMEOUT, asking).await.map_err(late)? {
-        Ok(output) => output,
-        Err(error) => {
-            let text = format!("error getting credentials - err: exec {program}: {error}");
-            return Err(io::Error::other(text));
-        }
-    };
-    if !output.status.success() {
-        // Helpers say errors on standard output.
-        let text = String::from_utf8_lossy(&output.stdout);
-        let text = text.trim();
-        if text.contains("credentials not found") {
-            return Ok(None);
-        }
-        let text = format!(
-            "error getting credentials - err: {}, out: `{text}`",
-            output.status
-        );
-        return Err(io::Error::other(text));
-    }
-    let answer: Answer = serde_json::from_slice(&output.stdout)
-        .map_err(|_| io::Error::other(format!("{program} gave no credentials")))?;
-    Ok(Some(Credentials {
-        username: match answer.username.as_str() {
-            TOKEN_USER => String::new(),
-            name => name.to_owned(),
-        },
-        secret: answer.secret,
-    }))
 }
 
 /// `https://host/v1/` is kept for `host`.
@@ -233,7 +278,8 @@ mod tests {
                 "https://registry.example/v2/": {"username": "u", "password": "p"},
                 "token.example": {"auth": "eDp5", "identitytoken": "the-token"},
                 "bad.example": {"auth": "!"}
-            }, "unknown": 1}"#,
+            }, "unknown": 1,
+            "proxies": {"default": {"httpProxy": "http://p:1", "noProxy": "x"}}}"#,
         );
         let pair = |user: &str, secret: &str| (user.to_owned(), secret.to_owned());
         assert_eq!(found(&config, HUB).await, pair("me", "pa:ss"));
@@ -242,6 +288,9 @@ mod tests {
         assert_eq!(found(&config, "other.example").await, pair("", ""));
         assert!(config.credentials("bad.example").await.is_err());
         assert!(!format!("{config:?}").contains("pass"));
+        let proxies = config.proxies();
+        let names: Vec<_> = proxies.keys().map(String::as_str).collect();
+        assert_eq!(names, ["HTTP_PROXY", "NO_PROXY", "http_proxy", "no_proxy"]);
     }
 
     #[tokio::test]
@@ -260,7 +309,10 @@ mod tests {
         assert!(DockerConfig::read(Path::new("/nonexistent/config.json")).is_ok());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        std::fs::write(&path, "{").unwrap();
-        assert!(DockerConfig::read(&path).is_err());
+        std::fs::write(&path, r#"{"auths": {"x": {"auth": 12345}}}"#).unwrap();
+        let error = DockerConfig::read(&path).unwrap_err();
+        let shown = format!("{error}: {:?}", std::error::Error::source(&error));
+        assert!(shown.contains("1:"), "{shown}");
+        assert!(!shown.contains("12345"), "{shown}");
     }
 }

@@ -26,13 +26,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod authority;
 mod client;
 mod credentials;
 mod error;
+mod helper;
 mod secrets;
 mod solve;
 mod source;
 mod tls;
+mod token;
 
 pub use client::Client;
 pub use credentials::DockerConfig;

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use cooper_session::Proxies;
+use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy};
 
 use crate::RegistryError;
 
@@ -128,11 +129,27 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 }
 
 /// Begins a client of HTTP with TLS by ring, which becomes the process's provider of
-/// cryptography unless the program has chosen one.
+/// cryptography unless the program has chosen one, and with the proxies of the environment
+/// ([`Proxies`]).
 pub fn http_client() -> ClientBuilder {
     // An error says that there is one already, and that one serves.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
+    let proxies = Proxies::from_env(|name| std::env::var(name).ok());
+    let direct = NoProxy::from_string(&proxies.without);
+    let http = proxies.http.map(Proxy::http);
+    let https = proxies.https.map(Proxy::https);
+    let mut builder = Client::builder().no_proxy();
+    for proxy in [http, https].into_iter().flatten() {
+        match proxy {
+            Ok(proxy) => builder = builder.proxy(proxy.no_proxy(direct.clone())),
+            Err(error) => {
+                // Its address may hold a password.
+                let error = error.without_url();
+                tracing::warn!(%error, "a proxy of the environment cannot be used");
+            }
+        }
+    }
+    builder
 }
 
 /// Makes the client for a host. Reads the files of `config` and, unless `plain`, the system's

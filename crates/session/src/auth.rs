@@ -15,9 +15,9 @@ use tonic::{Code, Request};
 use crate::{Session, SessionError};
 
 pub(crate) const CREDENTIALS: &str = "/moby.filesync.v1.Auth/Credentials";
-const FETCH_TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
-const GET_AUTHORITY: &str = "/moby.filesync.v1.Auth/GetTokenAuthority";
-const VERIFY_AUTHORITY: &str = "/moby.filesync.v1.Auth/VerifyTokenAuthority";
+pub(crate) const FETCH_TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
+pub(crate) const GET_AUTHORITY: &str = "/moby.filesync.v1.Auth/GetTokenAuthority";
+pub(crate) const VERIFY_AUTHORITY: &str = "/moby.filesync.v1.Auth/VerifyTokenAuthority";
 
 /// How long a client may take: it may ask its user (BuildKit's value).
 const TIMEOUT: Duration = Duration::from_secs(60);

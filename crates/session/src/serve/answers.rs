@@ -112,7 +112,7 @@ impl auth_server::Auth for Auth {
         request: Request<CredentialsRequest>,
     ) -> Result<Response<CredentialsResponse>, Status> {
         let found = self.0.credentials(&request.get_ref().host).await;
-        let found = found.map_err(|error| Status::unknown(error.to_string()))?;
+        let found = found.map_err(unknown)?;
         Ok(Response::new(CredentialsResponse {
             username: found.username,
             secret: found.secret,
@@ -121,24 +121,51 @@ impl auth_server::Auth for Auth {
 
     async fn fetch_token(
         &self,
-        _: Request<FetchTokenRequest>,
+        request: Request<FetchTokenRequest>,
     ) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(no_tokens())
+        let token = self.tokens()?.fetch_token(request.get_ref()).await;
+        Ok(Response::new(token.map_err(unknown)?))
     }
 
     async fn get_token_authority(
         &self,
-        _: Request<GetTokenAuthorityRequest>,
+        request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(no_tokens())
+        let GetTokenAuthorityRequest { host, salt } = request.get_ref();
+        let key = self.tokens()?.token_authority(host, salt).await;
+        Ok(Response::new(GetTokenAuthorityResponse {
+            public_key: key.map_err(unknown)?,
+        }))
     }
 
     async fn verify_token_authority(
         &self,
-        _: Request<VerifyTokenAuthorityRequest>,
+        request: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(no_tokens())
+        let VerifyTokenAuthorityRequest {
+            host,
+            payload,
+            salt,
+        } = request.get_ref();
+        let signed = self.tokens()?.sign(host, payload, salt).await;
+        Ok(Response::new(VerifyTokenAuthorityResponse {
+            signed: signed.map_err(unknown)?,
+        }))
     }
+}
+
+impl Auth {
+    /// The one that fetches tokens, if it does.
+    fn tokens(&self) -> Result<&dyn AuthProvider, Status> {
+        match self.0.fetches_tokens() {
+            true => Ok(&*self.0),
+            false => Err(no_tokens()),
+        }
+    }
+}
+
+fn unknown(error: std::io::Error) -> Status {
+    Status::unknown(error.to_string())
 }
 
 /// Daemons fall back to asking for the credentials.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_proto::auth::auth_server::AuthServer;
+use cooper_proto::auth::{FetchTokenRequest, FetchTokenResponse};
 use cooper_proto::filesync::file_sync_server::FileSyncServer;
 use cooper_proto::secrets::secrets_server::SecretsServer;
 use cooper_proto::ssh::ssh_server::SshServer;
@@ -23,7 +24,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::auth::{CREDENTIALS, Credentials};
+use crate::auth::{CREDENTIALS, Credentials, FETCH_TOKEN, GET_AUTHORITY, VERIFY_AUTHORITY};
 use crate::connect::{CONNECTION_WINDOW, Guarded, STREAM_WINDOW};
 use crate::filesync::{FILE_SEND, FILE_SYNC};
 use crate::secrets::GET_SECRET;
@@ -40,6 +41,27 @@ const HEALTH: &str = "/grpc.health.v1.Health/Check";
 pub trait AuthProvider: Send + Sync {
     /// The credentials for `host`; empty ones when there are none.
     async fn credentials(&self, host: &str) -> io::Result<Credentials>;
+
+    /// Whether tokens are fetched here, so that the daemon is given no passwords. Then the other
+    /// methods are called.
+    fn fetches_tokens(&self) -> bool {
+        false
+    }
+
+    /// A token for the scopes of the request.
+    async fn fetch_token(&self, _: &FetchTokenRequest) -> io::Result<FetchTokenResponse> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The public half of a key (Ed25519) that stands for the credentials for `host`.
+    async fn token_authority(&self, _host: &str, _salt: &[u8]) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// `payload` signed with that key: the signature, then the payload (NaCl's `crypto_sign`).
+    async fn sign(&self, _host: &str, _payload: &[u8], _salt: &[u8]) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Gives secrets.
@@ -87,10 +109,12 @@ impl std::fmt::Debug for Services {
 impl Services {
     /// The methods that are offered, as [`SessionMeta`](crate::SessionMeta) says them.
     pub fn methods(&self) -> Vec<String> {
-        let groups: [(bool, &[&str]); 7] = [
+        let tokens = self.auth.as_ref().is_some_and(|auth| auth.fetches_tokens());
+        let groups: [(bool, &[&str]); 8] = [
             (true, &[HEALTH]),
             (!self.dirs.is_empty(), &[FILE_SYNC]),
             (self.auth.is_some(), &[CREDENTIALS]),
+            (tokens, &[FETCH_TOKEN, GET_AUTHORITY, VERIFY_AUTHORITY]),
             (self.secrets.is_some(), &[GET_SECRET]),
             (!self.ssh.is_empty(), &[CHECK_AGENT, FORWARD_AGENT]),
             (!self.outputs.is_empty(), &[FILE_SEND]),
