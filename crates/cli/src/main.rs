@@ -1,19 +1,24 @@
 //! `cooper`: builds container images, with a daemon or in its own process.
 #![forbid(unsafe_code)]
 
+mod args;
 mod build;
 mod connect;
 mod context;
+mod graph;
 mod local;
+mod policy;
 mod progress;
 mod report;
+mod request;
 mod spec;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::build::{BuildArgs, Failure};
+use crate::args::BuildArgs;
+use crate::build::Failure;
 
 /// The exit code of a build that was interrupted: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -28,7 +33,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Builds an image from a Dockerfile.
+    /// Builds an image from a Dockerfile, with another frontend, or from a build graph.
+    // As with other clients' options: the last one counts.
+    #[command(args_override_self = true)]
     Build(Box<BuildArgs>),
     /// Shows the version.
     Version,

@@ -1,5 +1,8 @@
 //! What is left of a build for other programs: `--metadata-file` and `--iidfile`.
 
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -14,16 +17,36 @@ pub(crate) fn write(
     metadata: Option<&Path>,
     id: Option<&Path>,
 ) -> Result<()> {
-    let put = |path: &Path, text: String| {
-        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
-    };
     if let Some(path) = metadata {
-        put(path, format!("{:#}\n", Value::Object(readable(response))))?;
+        put(path, &format!("{:#}\n", Value::Object(readable(response))))?;
     }
     if let (Some(path), Some(id)) = (id, image_id(response)) {
-        put(path, id.to_owned())?;
+        put(path, id)?;
     }
     Ok(())
+}
+
+/// Writes a file so that nobody sees a part of it.
+pub(crate) fn put(path: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mode = Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new()
+            .permissions(mode)
+            .tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.persist(path).map_err(|error| error.error)
+    };
+    // Devices and pipes are written to as they are.
+    let special = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    let written = match special {
+        true => std::fs::write(path, text),
+        false => write().map(drop),
+    };
+    written.with_context(|| format!("failed to write {}", path.display()))
 }
 
 /// The digest by which the image is known: of its configuration, else of its manifest.

@@ -1,138 +1,117 @@
-//! Live lines on a terminal: what is done scrolls away, what runs stays at the bottom.
+//! Frames on a terminal, each over the one before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Write;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use console::{Term, measure_text_width};
 use cooper_proto::control::StatusResponse;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::trace::{Nanos, Trace, bytes};
+use super::frame::{self, Size};
+use super::palette::Palette;
+use super::trace::{Nanos, Trace, nanos};
 use super::{Display, write_failures};
 
-/// Steps that run and are shown at once.
-const MOST: usize = 8;
+/// The size of a terminal that does not say it (BuildKit's values).
+const UNKNOWN: Size = Size {
+    width: 80,
+    height: 10,
+};
+/// Lines of a running step's output, unless `BUILDKIT_TTY_LOG_LINES` says it (BuildKit's value).
+const OUTPUT: usize = 6;
 
-/// Shows a trace on the terminal.
-pub(super) struct Live {
+/// Shows a trace on a terminal.
+pub(super) struct Live<W> {
     trace: Trace,
     begun: Instant,
-    lines: MultiProgress,
-    head: ProgressBar,
-    bars: BTreeMap<usize, ProgressBar>,
-    ended: BTreeSet<usize>,
+    /// How far this machine's clock is ahead of the daemon's.
+    ahead: Option<Nanos>,
+    out: W,
+    size: fn() -> Option<Size>,
+    palette: Palette,
+    output: usize,
+    /// Columns of the lines that are on the terminal.
+    drawn: Vec<usize>,
 }
 
-impl Live {
-    pub(super) fn new() -> Self {
-        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-        let head = lines.add(line());
+/// The size of the terminal at standard error.
+pub(super) fn size_of_stderr() -> Option<Size> {
+    let (height, width) = Term::stderr().size_checked()?;
+    Some(Size {
+        width: width.into(),
+        height: height.into(),
+    })
+}
+
+impl<W: Write> Live<W> {
+    pub(super) fn new(out: W, size: fn() -> Option<Size>) -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        let output = variable("BUILDKIT_TTY_LOG_LINES").and_then(|lines| lines.parse().ok());
         Self {
             trace: Trace::default(),
             begun: Instant::now(),
-            lines,
-            head,
-            bars: BTreeMap::new(),
-            ended: BTreeSet::new(),
+            ahead: None,
+            out,
+            size,
+            palette: Palette::from_env(variable),
+            output: output.unwrap_or(OUTPUT),
+            drawn: Vec::new(),
         }
     }
 
-    fn draw(&mut self) {
-        let (done, all) = self.trace.counts();
-        let time = self.begun.elapsed().as_secs_f64();
-        let head = format!("[+] Building {time:.1}s ({done}/{all})");
-        self.head.set_message(head);
-        let now = now();
-        for &index in self.trace.started_indexes() {
-            let item = self.trace.item(index);
-            let took = item.duration(now).as_secs_f64();
-            if item.is_completed() {
-                if self.ended.insert(index) {
-                    let mark = if item.is_cancelled() {
-                        "CANCELED "
-                    } else if !item.error.is_empty() {
-                        "ERROR "
-                    } else if item.cached {
-                        "CACHED "
-                    } else {
-                        ""
-                    };
-                    let _ = self
-                        .lines
-                        .println(format!(" => {mark}{} {took:.1}s", item.name));
-                }
-                if let Some(bar) = self.bars.remove(&index) {
-                    self.lines.remove(&bar);
-                }
-                continue;
-            }
-            // One that goes on after its end is shown again.
-            self.ended.remove(&index);
-            let mut text = format!(" => {} {took:.1}s", item.name);
-            for status in item
-                .statuses
-                .iter()
-                .filter(|status| status.completed.is_none())
-            {
-                let amount = match status.total {
-                    0 => bytes(status.current),
-                    total => format!("{} / {}", bytes(status.current), bytes(total)),
-                };
-                text.push_str(&format!("\n => => {} {amount}", status.id));
-            }
-            if let Some(last) = item.logs.last().or(item.tail.back()) {
-                let last = String::from_utf8_lossy(last);
-                let last: String = last.chars().filter(|char| !char.is_control()).collect();
-                text.push_str(&format!("\n => => # {last}"));
-            }
-            if self.bars.len() < MOST || self.bars.contains_key(&index) {
-                let lines = &self.lines;
-                let bar = self.bars.entry(index).or_insert_with(|| lines.add(line()));
-                bar.set_message(text);
-            }
+    fn draw(&mut self, all: bool) -> std::io::Result<()> {
+        let size = (self.size)().filter(|size| size.width > 0 && size.height > 0);
+        let size = size.unwrap_or(UNKNOWN);
+        let now = now() - self.ahead.unwrap_or(0);
+        let elapsed = self.begun.elapsed();
+        let lines = frame::lines(&self.trace, elapsed, now, size, self.output, all);
+        // In a window that has become narrower a line takes several rows.
+        let above: usize = self
+            .drawn
+            .iter()
+            .map(|columns| columns.div_ceil(size.width).max(1))
+            .sum();
+        // The cursor is away only while a frame is written: whatever ends the program, it is seen.
+        let mut text = String::from("\x1b[?25l\r");
+        if above > 0 {
+            let _ = write!(text, "\x1b[{above}A");
         }
+        for line in &lines {
+            text.push_str(&self.palette.paint(&line.text, line.look));
+            text.push_str("\x1b[K\r\n");
+        }
+        text.push_str("\x1b[J\x1b[?25h");
+        self.out.write_all(text.as_bytes())?;
+        self.drawn = lines
+            .iter()
+            .map(|line| measure_text_width(&line.text))
+            .collect();
+        self.out.flush()
     }
 }
 
-impl Display for Live {
+impl<W: Write> Display for Live<W> {
     fn update(&mut self, response: StatusResponse) {
-        self.trace.update(response);
-        for index in std::mem::take(&mut self.trace.updates) {
-            let item = self.trace.item_mut(index);
-            // Only the last line is shown; the tail is kept for failures.
-            let whole = item.logs.len() - usize::from(item.partial && !item.logs.is_empty());
-            let rest = item.logs.split_off(whole);
-            let lines = std::mem::replace(&mut item.logs, rest);
-            lines.into_iter().for_each(|line| item.keep(line));
+        if self.ahead.is_none() {
+            let mut started = response
+                .vertexes
+                .iter()
+                .filter_map(|it| it.started.as_ref());
+            self.ahead = started.next().map(|started| now() - nanos(started));
         }
+        self.trace.update(response);
+        self.trace.updates.clear();
     }
 
     fn refresh(&mut self) {
-        self.draw();
+        // A terminal that is gone is no reason to stop the build.
+        let _ = self.draw(false);
     }
 
     fn done(&mut self) {
-        self.draw();
-        let (done, all) = self.trace.counts();
-        if done == all && done > 0 {
-            self.head.set_message(self.head.message() + " FINISHED");
-        }
-        for bar in std::mem::take(&mut self.bars).into_values() {
-            bar.finish_and_clear();
-        }
-        self.head.finish();
-        let mut failures = Vec::new();
-        let _ = write_failures(&self.trace, &mut failures);
-        eprint!("{}", String::from_utf8_lossy(&failures));
+        let _ = self.draw(true);
+        let _ = write_failures(&self.trace, &mut self.out);
     }
-}
-
-fn line() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    // A template of one field is always right; the default would do, too.
-    if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn now() -> Nanos {

@@ -1,12 +1,20 @@
 //! What a build shows of itself while it runs.
+//!
+//! Modules in reading order: `trace` (what is known of the build), `plain` (lines that stay),
+//! `frame` and `live` (a terminal: what it shows, and how it gets there), `palette` (colours),
+//! `raw` (for programs).
 
+mod frame;
 mod live;
+mod palette;
 mod plain;
+mod raw;
 mod trace;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::Duration;
 
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use cooper_proto::control::StatusResponse;
 use tokio::sync::mpsc;
@@ -27,8 +35,30 @@ pub(crate) enum Mode {
     Plain,
     /// Live lines; an error without a terminal.
     Tty,
+    /// One JSON object for each piece of news, for programs.
+    #[value(name = "rawjson")]
+    RawJson,
     /// Nothing.
     Quiet,
+}
+
+impl Mode {
+    /// What is shown where standard error is a terminal, or is none. One that cannot move its
+    /// cursor (`TERM=dumb`) gets lines that stay.
+    ///
+    /// # Errors
+    /// A terminal is wanted and there is none.
+    pub(crate) fn fit(self, terminal: bool) -> Result<Self> {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Ok(match self {
+            Self::Auto if terminal && !dumb => Self::Tty,
+            Self::Auto => Self::Plain,
+            Self::Tty if !terminal => {
+                bail!("failed to get console: standard error is not a terminal")
+            }
+            other => other,
+        })
+    }
 }
 
 /// Something that shows progress.
@@ -43,12 +73,12 @@ trait Display {
 
 /// Shows what comes until the other end is dropped.
 pub(crate) async fn show(mode: Mode, mut updates: mpsc::UnboundedReceiver<StatusResponse>) {
+    let out = std::io::stderr();
     let mut display: Box<dyn Display + Send> = match mode {
         Mode::Quiet => Box::new(Nothing),
-        Mode::Plain => Box::new(plain::Plain::new(std::io::stderr())),
-        Mode::Tty => Box::new(live::Live::new()),
-        Mode::Auto if std::io::stderr().is_terminal() => Box::new(live::Live::new()),
-        Mode::Auto => Box::new(plain::Plain::new(std::io::stderr())),
+        Mode::RawJson => Box::new(raw::Raw::new(out)),
+        Mode::Tty => Box::new(live::Live::new(out, live::size_of_stderr)),
+        Mode::Plain | Mode::Auto => Box::new(plain::Plain::new(out)),
     };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,7 +116,7 @@ fn write_failures(trace: &trace::Trace, out: &mut dyn Write) -> std::io::Result<
     for item in trace.started() {
         if !item.error.is_empty() && !item.is_cancelled() {
             writeln!(out, "------\n > {}:", item.name)?;
-            for line in &item.tail {
+            for line in item.tail.iter().chain(&item.logs) {
                 out.write_all(line)?;
                 writeln!(out)?;
             }
@@ -94,4 +124,17 @@ fn write_failures(trace: &trace::Trace, out: &mut dyn Write) -> std::io::Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_used_when_there_is_one() {
+        assert_eq!(Mode::Auto.fit(false).unwrap(), Mode::Plain);
+        assert!(Mode::Tty.fit(false).is_err());
+        assert_eq!(Mode::Tty.fit(true).unwrap(), Mode::Tty);
+        assert_eq!(Mode::RawJson.fit(true).unwrap(), Mode::RawJson);
+    }
 }

@@ -4,6 +4,7 @@
 //! machine for what it left behind.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod buildctl_options;
 mod caching;
 mod cancelling;
 mod client;
@@ -15,6 +16,7 @@ mod client_results;
 mod client_sources;
 mod client_steps;
 mod contexts;
+mod credentials;
 mod daemon_flags;
 mod dockerfile;
 mod dockerfile_corners;
