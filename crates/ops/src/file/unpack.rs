@@ -1,6 +1,8 @@
 //! Unpacking archives where a Dockerfile's `ADD` names one: tar, plain or compressed with
 //! gzip, bzip2, xz or zstd. For bzip2 and xz the programs of these names are used.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -16,6 +18,8 @@ use super::act::{Scene, make_dirs, set_time};
 use super::paths::{Failure, failed, follow, reason};
 
 const XATTR: &str = "SCHILY.xattr.";
+/// Links on the way to one entry (BuildKit's bound).
+const MAX_LINKS: usize = 255;
 
 /// Unpacks `path` of `source` into the destination of the action if it is an archive; says
 /// whether it was one.
@@ -46,6 +50,7 @@ pub(super) fn unpack(
         scene,
         target,
         times: Vec::new(),
+        known: None,
     }
     .all(reader);
     unpacked.map_err(|error| format!("failed to unpack {}: {}", path.display(), reason(&error)))?;
@@ -136,6 +141,9 @@ struct Unpack<'a> {
     target: Root,
     /// Directories and their times, set at the end: making members changes them.
     times: Vec<(PathBuf, i64)>,
+    /// A folder of the archive and where it is, as long as no link can have changed that: the
+    /// next entry is likely to be in it.
+    known: Option<(PathBuf, PathBuf)>,
 }
 
 impl Unpack<'_> {
@@ -145,9 +153,11 @@ impl Unpack<'_> {
             if self.scene.stop.load(Ordering::Relaxed) {
                 return Err(io::Error::other("context canceled"));
             }
-            self.one(entry?)?;
+            let entry = entry?;
+            let path = entry.path()?.into_owned();
+            self.one(entry).map_err(|error| named(&path, error))?;
         }
-        for (path, time) in std::mem::take(&mut self.times).into_iter().rev() {
+        for (path, time) in std::mem::take(&mut self.times) {
             set_time(&self.target.entry(path)?, time)?;
         }
         Ok(())
@@ -161,8 +171,13 @@ impl Unpack<'_> {
         ) {
             return Ok(());
         }
-        let path = inside(&from.path()?);
+        let path = inside(&from.path()?)?;
+        if matches!(kind, EntryType::Char | EntryType::Block | EntryType::Fifo) {
+            // As BuildKit: an archive brings files, and no ways to the machine.
+            return Ok(());
+        }
         let xattrs = xattrs(&mut from)?;
+        let path = self.resolve(&path)?;
         if path.as_os_str().is_empty() {
             // The destination itself keeps what it is.
             return Ok(());
@@ -181,18 +196,28 @@ impl Unpack<'_> {
                 rustix::fs::symlinkat(&link, &to.dir, &to.name)?;
             }
             EntryType::Link => {
-                let old = self.target.entry(inside(&link_name(&from)?))?;
+                let old = inside(&link_name(&from)?)?;
+                if old.as_os_str().is_empty() {
+                    let text = format!("archive hardlink {path:?} targets extraction root");
+                    return Err(io::Error::other(text));
+                }
+                let old = self.resolve(&old)?;
+                let old = self.target.entry(old)?;
                 let flags = AtFlags::empty();
                 rustix::fs::linkat(&old.dir, &old.name, &to.dir, &to.name, flags)?;
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                node(from.header(), kind, &to)?;
-            }
-            _ => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mode = Mode::RUSR | Mode::WUSR;
                 let mut file: File = rustix::fs::openat(&to.dir, &to.name, flags, mode)?.into();
                 io::copy(&mut from, &mut file)?;
+            }
+            other => {
+                let text = format!(
+                    "unsupported tar entry {path:?} type {}",
+                    char::from(other.as_byte())
+                );
+                return Err(io::Error::other(text));
             }
         }
         self.metadata(from.header(), &to, kind, &xattrs)?;
@@ -207,14 +232,82 @@ impl Unpack<'_> {
         set_time(&to, time)
     }
 
+    /// The path with the links on the way to its last name followed, as they lead inside the
+    /// destination: absolute ones begin there.
+    ///
+    /// # Errors
+    /// One of them leads out of the destination, or there are too many.
+    fn resolve(&mut self, path: &Path) -> io::Result<PathBuf> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(PathBuf::new());
+        };
+        if let Some((known, there)) = &self.known
+            && known == parent
+        {
+            return Ok(there.join(name));
+        }
+        let there = self.follow(path)?;
+        self.known = Some((
+            parent.to_owned(),
+            there.parent().unwrap_or(parent).to_owned(),
+        ));
+        Ok(there)
+    }
+
+    fn follow(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut open: VecDeque<OsString> = path.iter().map(ToOwned::to_owned).collect();
+        let mut found = PathBuf::new();
+        let mut links = 0;
+        while let Some(name) = open.pop_front() {
+            if name == ".." {
+                if !found.pop() {
+                    let text = format!("archive path {path:?} points outside extraction root");
+                    return Err(io::Error::other(text));
+                }
+                continue;
+            }
+            found.push(name);
+            if open.is_empty() {
+                break;
+            }
+            let entry = match self.target.entry(&found) {
+                Ok(entry) => entry,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let Ok(target) = entry.read_link() else {
+                continue;
+            };
+            links += 1;
+            if links > MAX_LINKS {
+                let text = format!("too many symlinks resolving archive path {path:?}");
+                return Err(io::Error::other(text));
+            }
+            found.pop();
+            for part in target.components().rev() {
+                match part {
+                    Component::Normal(name) => open.push_front(name.to_owned()),
+                    Component::ParentDir => open.push_front("..".into()),
+                    Component::RootDir => found = PathBuf::new(),
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes what is in the way; directories are merged.
-    fn make_room(&self, to: &Entry, kind: EntryType) -> io::Result<()> {
+    fn make_room(&mut self, to: &Entry, kind: EntryType) -> io::Result<()> {
+        if matches!(kind, EntryType::Symlink | EntryType::Link) {
+            self.known = None;
+        }
         match to.stat() {
             Ok(there) => {
                 let directory = FileType::from_raw_mode(there.st_mode) == FileType::Directory;
                 if directory && kind == EntryType::Directory {
                     return Ok(());
                 }
+                self.known = None;
                 to.remove_all()
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -272,26 +365,6 @@ fn or_zero<T: Default>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
     number
 }
 
-fn node(header: &Header, kind: EntryType, to: &Entry) -> io::Result<()> {
-    let file_type = match kind {
-        EntryType::Char => FileType::CharacterDevice,
-        EntryType::Block => FileType::BlockDevice,
-        _ => FileType::Fifo,
-    };
-    let number = |number: io::Result<Option<u32>>| number.map(Option::unwrap_or_default);
-    let device = rustix::fs::makedev(
-        number(header.device_major())?,
-        number(header.device_minor())?,
-    );
-    Ok(rustix::fs::mknodat(
-        &to.dir,
-        &to.name,
-        file_type,
-        Mode::RUSR,
-        device,
-    )?)
-}
-
 fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
     let name = entry.link_name()?;
     let name = name.ok_or_else(|| io::Error::other("a link without a target"))?;
@@ -312,17 +385,29 @@ fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Vec<(String, Vec
     Ok(found)
 }
 
-/// A path of an archive, as it is inside the destination: nothing leads out of it.
-fn inside(path: &Path) -> PathBuf {
+/// A path of an archive, as it is inside the destination: an absolute one begins there.
+///
+/// # Errors
+/// It leads out of the destination.
+fn inside(path: &Path) -> io::Result<PathBuf> {
     let mut found = PathBuf::new();
     for part in path.components() {
         match part {
             Component::Normal(name) => found.push(name),
-            Component::ParentDir => {
-                found.pop();
+            Component::ParentDir if !found.pop() => {
+                let text = format!("archive path {path:?} is outside extraction root");
+                return Err(io::Error::other(text));
             }
             _ => {}
         }
     }
-    found
+    Ok(found)
+}
+
+/// An error of the system with the entry that it is about; the others name it themselves.
+fn named(path: &Path, error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => io::Error::other(format!("{}: {}", path.display(), reason(&error))),
+        None => error,
+    }
 }

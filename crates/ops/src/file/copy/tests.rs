@@ -345,3 +345,139 @@ fn what_is_no_archive_is_copied() {
     pair.copy(&add).unwrap();
     assert_eq!(pair.found(), ["file.tar.gz"]);
 }
+
+/// Kind, name, target of a link.
+type RawEntry = (tar::EntryType, &'static str, &'static str);
+
+/// An archive of entries that a packer would not make.
+fn raw_archive(entries: &[RawEntry]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (kind, name, link) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(0o644);
+        let fields = header.as_old_mut();
+        fields.name[..name.len()].copy_from_slice(name.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        let data: &[u8] = if *kind == tar::EntryType::Regular {
+            b"content"
+        } else {
+            b""
+        };
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        tar.append(&header, data).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// What unpacking the entries into `/to/` says, and what is there afterwards.
+fn unpacked(entries: &[RawEntry]) -> (Result<(), String>, Vec<String>) {
+    let pair = pair();
+    std::fs::write(pair.from("a.tar"), raw_archive(entries)).unwrap();
+    let add = pb::FileActionCopy {
+        attempt_unpack_docker_compatibility: true,
+        ..action("a.tar", "/to/")
+    };
+    let result = pair.copy(&add);
+    (result, pair.found())
+}
+
+#[test]
+fn entries_that_lead_out_of_the_destination_are_refused() {
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+    let cases: [(&[RawEntry], &str); 9] = [
+        (
+            &[(Regular, "../out", "")],
+            "archive path \"../out\" is outside extraction root",
+        ),
+        (
+            &[(Regular, "a/../../out", "")],
+            "archive path \"a/../../out\" is outside extraction root",
+        ),
+        (
+            &[(Directory, "/../out/", "")],
+            "archive path \"/../out/\" is outside extraction root",
+        ),
+        (
+            &[(Symlink, "up", "../elsewhere"), (Regular, "up/out", "")],
+            "archive path \"up/out\" points outside extraction root",
+        ),
+        (
+            &[(Regular, "file", ""), (Link, "hard", "../../file")],
+            "archive path \"../../file\" is outside extraction root",
+        ),
+        (
+            &[(Link, "hard", "/")],
+            "archive hardlink \"hard\" targets extraction root",
+        ),
+        (
+            &[
+                (Symlink, "a", "b"),
+                (Symlink, "b", "a"),
+                (Regular, "a/x", ""),
+            ],
+            "too many symlinks resolving archive path \"a/x\"",
+        ),
+        (
+            &[(Regular, "file", ""), (Regular, "file/below", "")],
+            "file/below: not a directory",
+        ),
+        (
+            &[(tar::EntryType::new(b'V'), "label", "")],
+            "unsupported tar entry \"label\" type V",
+        ),
+    ];
+    for (entries, expected) in cases {
+        let (result, found) = unpacked(entries);
+        let error = result.unwrap_err();
+        assert!(error.contains("failed to unpack a.tar: "), "{error}");
+        assert!(error.contains(expected), "{expected}: {error}");
+        let outside = |path: &&String| **path != "to" && !path.starts_with("to/");
+        assert_eq!(found.iter().find(outside), None, "{entries:?}");
+    }
+}
+
+#[test]
+fn entries_are_placed_where_their_names_lead_inside_the_destination() {
+    use tar::EntryType::{Block, Char, Directory, Fifo, Link, Regular, Symlink};
+    let cases: [(&[RawEntry], &[&str]); 6] = [
+        (&[(Regular, "/absolute", "")], &["to", "to/absolute"]),
+        (&[(Regular, "a/../b", "")], &["to", "to/b"]),
+        (
+            &[(Symlink, "link", "/etc"), (Regular, "link/passwd", "")],
+            &["to", "to/etc", "to/etc/passwd", "to/link"],
+        ),
+        (
+            // The folder that the link led to is known, and is another one in between.
+            &[
+                (Directory, "one/", ""),
+                (Directory, "two/", ""),
+                (Symlink, "link", "one"),
+                (Regular, "link/a", ""),
+                (Symlink, "link", "two"),
+                (Regular, "link/b", ""),
+            ],
+            &["to", "to/link", "to/one", "to/one/a", "to/two", "to/two/b"],
+        ),
+        (
+            &[(Regular, "file", ""), (Link, "hard", "/file")],
+            &["to", "to/file", "to/hard"],
+        ),
+        (
+            // No ways to the machine, and what is there already stays.
+            &[
+                (Regular, "null", ""),
+                (Char, "null", ""),
+                (Block, "disk", ""),
+                (Fifo, "pipe", ""),
+            ],
+            &["to", "to/null"],
+        ),
+    ];
+    for (entries, expected) in cases {
+        let (result, found) = unpacked(entries);
+        result.unwrap();
+        assert_eq!(found, expected, "{entries:?}");
+    }
+}
