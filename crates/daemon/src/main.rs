@@ -35,6 +35,9 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     let passed = activation::passed().context("failed to take sockets of the service manager")?;
     let config = flags.config()?;
     logging::init(&config)?;
+    if let Err(error) = cooper_sys::raise_open_files() {
+        tracing::warn!(%error, "could not raise the number of files that may be open");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

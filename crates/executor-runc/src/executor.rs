@@ -312,6 +312,7 @@ impl Shared {
                 SecurityMode::Insecure => loop_devices() + SPARE_LOOPS,
                 SecurityMode::Sandbox => 0,
             },
+            open_files: cooper_sys::open_files_before(),
             ..SpecContext::new(id, root)
         })
     }

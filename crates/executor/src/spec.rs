@@ -105,6 +105,9 @@ pub struct SpecContext {
     pub capabilities: Capabilities,
     /// How many loop devices an unconfined container gets.
     pub loop_devices: u32,
+    /// How many files its processes may have open, soft and hard, unless the container says;
+    /// `None` for what the runtime has.
+    pub open_files: Option<(u64, u64)>,
 }
 
 impl SpecContext {
@@ -125,6 +128,7 @@ impl SpecContext {
             oom_score_adj: None,
             capabilities: Capabilities::default(),
             loop_devices: 0,
+            open_files: None,
         }
     }
 
@@ -177,11 +181,18 @@ pub fn oci_spec(
         }
     }
     let insecure = container.security == SecurityMode::Insecure;
-    let rlimits = container
+    let mut rlimits = container
         .ulimits
         .iter()
         .map(rlimit)
         .collect::<Result<Vec<_>, _>>()?;
+    let nofile = PosixRlimitType::RlimitNofile;
+    if let Some((soft, hard)) = context.open_files
+        && !rlimits.iter().any(|limit| limit.typ() == nofile)
+    {
+        let limit = PosixRlimitBuilder::default().typ(nofile);
+        rlimits.push(limit.soft(soft).hard(hard).build().map_err(runtime)?);
+    }
     let hostname = match container.hostname.as_str() {
         "" => DEFAULT_HOSTNAME,
         name => name,

@@ -258,3 +258,27 @@ fn mistakes_are_named() {
         assert_eq!(error.to_string(), expected);
     }
 }
+
+#[test]
+fn open_files_are_those_of_the_container_or_else_of_the_context() {
+    let mut context = context();
+    context.open_files = Some((1024, 4096));
+    let limits =
+        |container: &ContainerSpec| spec(container, &context)["process"]["rlimits"].clone();
+    assert_eq!(
+        limits(&ContainerSpec::default()),
+        json!([{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024}])
+    );
+    let container = ContainerSpec {
+        ulimits: vec![Ulimit {
+            name: "nofile".into(),
+            soft: 7,
+            hard: 8,
+        }],
+        ..ContainerSpec::default()
+    };
+    assert_eq!(
+        limits(&container),
+        json!([{"type": "RLIMIT_NOFILE", "hard": 8, "soft": 7}])
+    );
+}

@@ -20,6 +20,7 @@ pub mod bpf;
 pub mod cgroup;
 mod clone;
 pub mod copy;
+mod files;
 mod lock;
 pub mod mount;
 pub mod netns;
@@ -30,6 +31,7 @@ mod sync;
 mod watch;
 
 pub use clone::{Clone, Cloned};
+pub use files::{open_files_before, raise_open_files};
 pub use lock::FileLock;
 pub use mount::{MountGuard, MountPoint};
 pub use pidfd::PidFd;
