@@ -14,6 +14,12 @@ use crate::{Seq, StoreError};
 const VERSION: i64 = 1;
 /// Pages of 4 KiB that the log may have before a commit folds it.
 const LOG_PAGES: i64 = 16 << 10;
+/// Bytes that the file of the log keeps when it begins anew, and that are set aside for it.
+const LOG_KEPT: u64 = 4 << 20;
+/// Bytes beyond its end that are set aside for the database.
+const DATABASE_AHEAD: u64 = 1 << 20;
+/// Bytes of the file beside the log that connections share (`-shm`), at least.
+const INDEX: u64 = 32 << 10;
 /// Idle connections for reading that are kept.
 const READERS: usize = 4;
 
@@ -78,6 +84,12 @@ impl Store {
                     detail: source.to_string(),
                 }
             }
+            // SQLite's message for it is that something went wrong.
+            Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure)
+                if is_full(&path) =>
+            {
+                StoreError::Full { path: path.clone() }
+            }
             _ => StoreError::Open {
                 path: path.clone(),
                 source,
@@ -125,6 +137,9 @@ impl Store {
         let watermark = read_meta(&connection, "watermark").map_err(failed)?;
         let watermark: Seq = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
         let seq = Seq::try_from(seq).unwrap_or(0).max(watermark);
+        if let Location::File(path) = &location {
+            reserve(path);
+        }
         let writer = Writer::start(connection, seq).map_err(StoreError::Durable)?;
         let readers = Mutex::new(Vec::new());
         let inner = Inner {
@@ -246,7 +261,11 @@ impl Store {
                 return Ok(());
             };
             let connection = inner.location.connect()?;
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            let folded = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            if let Location::File(path) = &inner.location {
+                reserve(path);
+            }
+            folded
         });
         if let Ok(Err(error)) = folding.await {
             tracing::warn!(%error, "the log of the metadata store could not be shortened");
@@ -292,8 +311,7 @@ impl Location {
         // Folding the log syncs, and whoever commits when it is due would wait for that. It is
         // done beside the writer at each checkpoint; this is only the bound when there is none.
         connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
-        // Bytes that the file of the log keeps when it begins anew.
-        connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+        connection.pragma_update(None, "journal_size_limit", as_sql(LOG_KEPT))?;
         // KiB for each connection: an idle daemon is small.
         connection.pragma_update(None, "cache_size", -512)?;
         if matches!(self, Self::Memory(_)) {
@@ -303,6 +321,33 @@ impl Location {
         connection.set_prepared_statement_cache_capacity(16);
         Ok(connection)
     }
+}
+
+/// Takes the space that the next writes need before somebody else does: on a disk that is full
+/// everything that is to be removed is removed from here first. The files stay as long as they
+/// are (fallocate(2), `FALLOC_FL_KEEP_SIZE`). Where there is no space for it, or the file system
+/// cannot do it, the writes themselves will say so.
+fn reserve(path: &Path) {
+    let take = |path: &Path, end: u64| {
+        let file = std::fs::File::options().write(true).open(path)?;
+        let length = file.metadata()?.len();
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, flags, 0, length.max(end))?;
+        Ok::<_, std::io::Error>(())
+    };
+    let length = path.metadata().map_or(0, |metadata| metadata.len());
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let taken = take(Path::new(&log), LOG_KEPT).and_then(|()| take(path, length + DATABASE_AHEAD));
+    if let Err(error) = taken {
+        tracing::debug!(%error, "no space was set aside for the metadata store");
+    }
+}
+
+/// Whether the file system has no space for a page of the index that goes with the log.
+fn is_full(path: &Path) -> bool {
+    let free = rustix::fs::statvfs(path).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    free.is_ok_and(|free| free < INDEX)
 }
 
 fn read_meta(connection: &Connection, name: &str) -> Result<Option<String>, rusqlite::Error> {
@@ -370,6 +415,26 @@ mod tests {
         assert_eq!(dropped, []);
         assert!(!store.read(|tx| tx.has(&T, "a/1")).unwrap());
         assert_eq!(store.read(|tx| tx.get(&T, "b/1")).unwrap(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn space_is_set_aside_for_what_has_to_be_written_on_a_full_disk() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "boot");
+        store.write(|tx| tx.put(&T, "x", &1)).await.unwrap();
+        let taken = |name: &str| {
+            let metadata = dir.path().join(name).metadata().unwrap();
+            (metadata.blocks() * 512, metadata.len())
+        };
+        // More than they are long: what the kernel can give beyond the end is theirs.
+        for _ in 0..2 {
+            let (space, length) = taken("store.db-wal");
+            assert!(space >= LOG_KEPT && length < LOG_KEPT, "{space} {length}");
+            let (space, length) = taken("store.db");
+            assert!(space >= length + DATABASE_AHEAD, "{space} {length}");
+            store.checkpoint("boot", || Ok(())).await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -14,6 +14,12 @@ pub enum StoreError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// There is no space for what a store in use needs beside its file.
+    #[error("open the metadata store {path}: no space left on device")]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is damaged.
     #[error("the metadata store {path} is damaged: {detail}")]
     Corrupt {
