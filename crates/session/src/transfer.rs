@@ -9,6 +9,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cooper_proto::fsutil::{Packet, packet::PacketType};
@@ -22,6 +23,8 @@ use crate::stat::{errno_text, is_regular};
 use crate::tree::Tree;
 use crate::writer::{Event, Options, Watch, Writer};
 
+/// How long a receiver that failed has for saying why.
+const REASON: Duration = Duration::from_secs(1);
 /// Content in one packet, in bytes.
 const PIECE: usize = 64 << 10;
 /// Packets that wait on their way; a sender that is faster waits. More than a receiver has
@@ -54,16 +57,24 @@ where
     let pump = async move {
         let mut events = Some(events);
         let mut bytes = 0;
+        let mut last = String::new();
         loop {
             let packet = match incoming.next().await {
                 Some(Ok(packet)) => packet,
-                Some(Err(status)) => return Err(call_error(method, status)),
+                Some(Err(status)) if is_no_text(&status) => return Err(no_text(&last)),
+                Some(Err(status)) => return Err(SessionError::call(method)(status)),
                 None => return Err(SessionError::Closed),
             };
             bytes += packet.encoded_len() as u64;
             watch.transferred(bytes);
             let event = match packet.r#type() {
-                PacketType::PacketStat => packet.stat.map_or(Event::LastStat, Event::Stat),
+                PacketType::PacketStat => match packet.stat {
+                    Some(stat) => {
+                        last.clone_from(&stat.path);
+                        Event::Stat(stat)
+                    }
+                    None => Event::LastStat,
+                },
                 PacketType::PacketData => Event::Data(packet.id, packet.data),
                 PacketType::PacketErr => {
                     let text = String::from_utf8_lossy(&packet.data);
@@ -115,12 +126,20 @@ fn flatten(
 }
 
 /// Names are text in this protocol; one that is not comes as an error of the decoder.
-fn call_error(method: &'static str, status: Status) -> SessionError {
-    if status.message().contains("invalid string value") {
-        let text = "the client sent a file name that is not valid UTF-8";
-        return SessionError::Protocol(text.to_owned());
-    }
-    SessionError::call(method)(status)
+fn is_no_text(status: &Status) -> bool {
+    status.message().contains("invalid string value")
+}
+
+/// The name itself cannot be shown: it is the next one after `last`, in the order of names.
+fn no_text(last: &str) -> SessionError {
+    let place = match last {
+        "" => "the first of all".to_owned(),
+        last => format!("the next one after {last:?}"),
+    };
+    SessionError::Protocol(format!(
+        "the client sent a file name that is not valid UTF-8, {place}: rename the file or name \
+         it in the ignore file"
+    ))
 }
 
 fn error_packet(error: &SessionError) -> Packet {
@@ -167,7 +186,7 @@ where
         loop {
             let packet = match incoming.next().await {
                 Some(Ok(packet)) => packet,
-                Some(Err(status)) => return Err(call_error(method, status)),
+                Some(Err(status)) => return Err(SessionError::call(method)(status)),
                 None => return Err(SessionError::Closed),
             };
             match packet.r#type() {
@@ -182,6 +201,14 @@ where
                 }
                 PacketType::PacketFin => break,
                 PacketType::PacketErr => {
+                    // fsutil's receivers say in the packet that they were given up, and why in
+                    // how the call ends.
+                    let end = tokio::time::timeout(REASON, incoming.next()).await;
+                    if let Ok(Some(Err(status))) = end
+                        && !status.message().is_empty()
+                    {
+                        return Err(SessionError::call(method)(status));
+                    }
                     let text = String::from_utf8_lossy(&packet.data);
                     let text = format!("error from receiver: {text}");
                     return Err(SessionError::Protocol(text));
@@ -207,7 +234,7 @@ where
     // When the other end hung up, its reason says more than that it did.
     match result {
         Err(SessionError::Closed) => match incoming.next().await {
-            Some(Err(status)) => Err(call_error(method, status)),
+            Some(Err(status)) => Err(SessionError::call(method)(status)),
             _ => Err(SessionError::Closed),
         },
         other => other,

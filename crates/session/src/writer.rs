@@ -202,7 +202,10 @@ impl Writer {
             )));
         }
         if stat.mode & mode::DEVICE != 0 && !self.options.devices {
-            let text = format!("device {} is not allowed", stat.path);
+            let text = format!(
+                "device {} is not allowed among the client's files: name it in the ignore file",
+                stat.path
+            );
             return Err(SessionError::Protocol(text));
         }
         self.remove_before(Some(&stat.path))?;
