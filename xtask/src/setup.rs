@@ -50,6 +50,12 @@ const NEEDED: &[(&str, &str, &str, Purpose)] = &[
         Purpose::Tests,
     ),
     (
+        "mkfs.ext4",
+        "e2fsprogs",
+        "makes the small disks of the tests",
+        Purpose::Tests,
+    ),
+    (
         "debootstrap",
         "debootstrap",
         "makes the Debian base image of the tests",

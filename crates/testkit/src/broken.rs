@@ -1,10 +1,11 @@
 //! A registry that is broken in one way.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::image::{compress, digest};
 
@@ -21,11 +22,27 @@ pub enum Fault {
     ServerError,
     /// The connection ends in the middle of a layer.
     TruncatedLayer,
+    /// The connection ends after each piece of a layer ([`PIECE`] bytes), and the rest can be
+    /// asked for.
+    BreaksOff,
+    /// A layer comes in pieces ([`PIECE`] bytes) with a pause before each ([`PAUSE`]).
+    Slow,
+    /// Half a layer comes, and then nothing, with the connection open.
+    Stalls,
+    /// It takes no more than a piece of what is sent to it, and the connection ends.
+    BreaksUploads,
+    /// It takes what is sent to it, and does not answer.
+    StallsUploads,
     /// A layer has other bytes than its digest says.
     WrongLayer,
     /// The manifest has other bytes than its digest says.
     WrongManifest,
 }
+
+/// Bytes of a layer that come at once where they come in pieces.
+pub const PIECE: usize = 20_000;
+/// How long a slow registry waits before each of them.
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 /// A registry with one image, `HOST/image:latest`, that holds one file, `/file`.
 #[derive(Debug)]
@@ -44,6 +61,7 @@ struct Blob {
 
 struct Content {
     fault: Fault,
+    stop: Arc<AtomicBool>,
     manifest: Blob,
     config: Blob,
     layer: Blob,
@@ -53,11 +71,11 @@ impl BrokenRegistry {
     /// Starts one on a free port of the loopback interface.
     #[track_caller]
     pub fn start(fault: Fault) -> Self {
-        let content = Arc::new(Content::new(fault));
+        let stop = Arc::new(AtomicBool::new(false));
+        let content = Arc::new(Content::new(fault, stop.clone()));
         let layer = content.layer.digest.clone();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -97,7 +115,7 @@ impl Drop for BrokenRegistry {
 }
 
 impl Content {
-    fn new(fault: Fault) -> Self {
+    fn new(fault: Fault, stop: Arc<AtomicBool>) -> Self {
         let mut archive = tar::Builder::new(Vec::new());
         // Large and not compressible, so that half of it is a lot.
         let mut state = 1_u32;
@@ -136,6 +154,7 @@ impl Content {
         let manifest = Blob::new("manifest.v1+json", manifest.to_string().into_bytes());
         Self {
             fault,
+            stop,
             manifest,
             config,
             layer,
@@ -144,11 +163,19 @@ impl Content {
 
     /// One request for one connection.
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
-        let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-        for line in lines {
-            if line?.is_empty() {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut request = String::new();
+        reader.read_line(&mut request)?;
+        let mut offset = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
                 break;
+            }
+            if let Some(range) = line.strip_prefix("range: bytes=") {
+                offset = range.trim_end_matches('-').parse().unwrap_or(0);
             }
         }
         let mut words = request.split(' ');
@@ -173,6 +200,9 @@ impl Content {
         };
         if let Some(answer) = early {
             return stream.write_all(answer.as_bytes());
+        }
+        if ["POST", "PUT", "PATCH"].contains(&method) {
+            return self.upload(method, path, &mut reader, stream);
         }
         let name = path.rsplit('/').next().unwrap_or("");
         let blob = if path.contains("/manifests/") {
@@ -204,9 +234,16 @@ impl Content {
                 false => bytes[4] ^= 1,
             }
         }
+        let whole = bytes.len();
+        let mut status = "200 OK".to_owned();
+        if offset > 0 && self.fault == Fault::BreaksOff {
+            bytes = bytes.split_off(offset.min(whole));
+            let last = whole - 1;
+            status = format!("206 Partial Content\r\nContent-Range: bytes {offset}-{last}/{whole}");
+        }
         write!(
             stream,
-            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nDocker-Content-Digest: {}\r\n\
+            "HTTP/1.1 {status}\r\nContent-Type: {}\r\nDocker-Content-Digest: {}\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n",
             blob.media_type,
             blob.digest,
@@ -215,10 +252,58 @@ impl Content {
         if method == "HEAD" {
             return Ok(());
         }
-        if self.fault == Fault::TruncatedLayer && is_layer {
-            bytes.truncate(bytes.len() / 2);
+        match self.fault {
+            Fault::TruncatedLayer if is_layer => bytes.truncate(whole / 2),
+            Fault::BreaksOff if is_layer => bytes.truncate(PIECE),
+            Fault::Stalls if is_layer => {
+                stream.write_all(&bytes[..whole / 2])?;
+                self.wait();
+                return Ok(());
+            }
+            Fault::Slow if is_layer => {
+                for piece in bytes.chunks(PIECE) {
+                    std::thread::sleep(PAUSE);
+                    stream.write_all(piece)?;
+                }
+                return Ok(());
+            }
+            _ => {}
         }
         stream.write_all(&bytes)
+    }
+
+    /// Begins uploads and lets none of them end.
+    fn upload(
+        &self,
+        method: &str,
+        path: &str,
+        body: &mut impl Read,
+        mut stream: TcpStream,
+    ) -> std::io::Result<()> {
+        if method == "POST" {
+            let place = path.split('?').next().unwrap_or(path).trim_end_matches('/');
+            return write!(
+                stream,
+                "HTTP/1.1 202 Accepted\r\nLocation: {place}/one\r\nContent-Length: 0\r\n\
+                 Connection: close\r\n\r\n"
+            );
+        }
+        match self.fault {
+            Fault::StallsUploads => {
+                stream.set_read_timeout(Some(PAUSE))?;
+                let _ = std::io::copy(body, &mut std::io::sink());
+                self.wait();
+                Ok(())
+            }
+            _ => body.read_exact(&mut [0; PIECE]),
+        }
+    }
+
+    /// Waits until the registry is stopped.
+    fn wait(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::run::{cooper, run};
-use crate::{Buildx, Context, Daemon, Ran, Started};
+use crate::run::{TEMPORARY, cooper, run};
+use crate::{Buildx, Context, Daemon, Ran, Started, leak};
 
 /// One way to build.
 #[derive(Debug)]
@@ -75,10 +75,24 @@ impl Client {
         command
     }
 
-    /// Builds to the end.
+    /// Builds to the end. Fails the test when the command line of the house leaves temporary
+    /// files behind, or something unfinished in a root of its own.
     #[track_caller]
     pub fn build(&self, context: &Context, args: &[&str]) -> Ran {
-        run(&mut self.command(context.path(), args))
+        let ran = run(&mut self.command(context.path(), args));
+        let mut left = Vec::new();
+        if let Self::Cooper { home, .. } | Self::Alone { home } = self {
+            left.extend(leak::temporary(&home.path().join(TEMPORARY)));
+            left.extend(leak::in_root(&home.path().join("root")));
+        }
+        assert!(
+            left.is_empty(),
+            "`{}` left behind:\n  {}\n{}",
+            ran.command,
+            left.join("\n  "),
+            ran.output
+        );
+        ran
     }
 
     /// Begins to build.

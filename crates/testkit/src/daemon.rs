@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::memory;
 use crate::run::{bin, wait_until};
+use crate::{SmallDisk, leak, memory};
 
 /// What tests start it with.
 const OPTIONS: &[&str] = &[
@@ -23,6 +23,7 @@ const OPTIONS: &[&str] = &[
 #[derive(Debug)]
 pub struct Daemon {
     dir: tempfile::TempDir,
+    root: PathBuf,
     child: Option<Child>,
     config: String,
     options: Vec<String>,
@@ -40,30 +41,37 @@ impl Daemon {
     /// Starts one with this configuration file (`buildkitd.toml`).
     #[track_caller]
     pub fn with_config(config: &str) -> Self {
-        Self::with(config, OPTIONS)
+        Self::with(config, OPTIONS, None)
+    }
+
+    /// Starts one whose root is on `disk`.
+    #[track_caller]
+    pub fn on(disk: &SmallDisk) -> Self {
+        Self::with("", OPTIONS, Some(disk.path().join("root")))
     }
 
     /// Starts one with no options but its folders and its address: it logs little and collects
     /// garbage.
     #[track_caller]
     pub fn ordinary() -> Self {
-        Self::with("", &[])
+        Self::with("", &[], None)
     }
 
     /// Starts one with further options behind the usual ones and those of its address.
     #[track_caller]
     pub fn with_options(config: &str, more: &[&str]) -> Self {
         let options: Vec<_> = OPTIONS.iter().chain(more).copied().collect();
-        Self::with(config, &options)
+        Self::with(config, &options, None)
     }
 
     #[track_caller]
-    fn with(config: &str, options: &[&str]) -> Self {
+    fn with(config: &str, options: &[&str], root: Option<PathBuf>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("cooper-daemon-")
             .tempdir()
             .unwrap();
         let mut daemon = Self {
+            root: root.unwrap_or_else(|| dir.path().join("root")),
             dir,
             child: None,
             config: config.to_owned(),
@@ -85,6 +93,7 @@ impl Daemon {
             .append(true)
             .open(self.log_path());
         let _ = std::fs::remove_file(self.socket());
+        std::fs::create_dir_all(self.temporary()).unwrap();
         let child = self
             .command(&self.address())
             .stdin(Stdio::null())
@@ -111,13 +120,14 @@ impl Daemon {
             .arg(self.dir.path().join("buildkitd.toml"))
             .arg("--root")
             .arg(self.root())
-            .args(["--addr", address]);
+            .args(["--addr", address])
+            .env("TMPDIR", self.temporary());
         command
     }
 
     /// The daemon's root folder.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
+        self.root.clone()
     }
 
     /// A folder beside the root, removed with the daemon.
@@ -161,7 +171,8 @@ impl Daemon {
         child.is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
-    /// Stops it as a service manager does; fails the test when it does not end cleanly.
+    /// Stops it as a service manager does; fails the test when it does not end cleanly, and
+    /// when something unfinished is left in its root.
     #[track_caller]
     pub fn stop(&mut self) {
         let mut child = self.child.take().expect("the daemon runs");
@@ -177,6 +188,13 @@ impl Daemon {
             "cooperd ended with {status:?}:\n{}",
             self.log()
         );
+        let mut left = leak::in_root(&self.root);
+        left.extend(leak::temporary(&self.temporary()));
+        assert!(
+            left.is_empty(),
+            "cooperd left in its folders:\n  {}",
+            left.join("\n  ")
+        );
     }
 
     /// Kills it with SIGKILL.
@@ -188,6 +206,10 @@ impl Daemon {
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("cooperd.sock")
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.dir.path().join("tmp")
     }
 
     fn log_path(&self) -> PathBuf {

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-/// Remembers the machine's mounts, control groups, processes, named network namespaces and
-/// temporary files, to be compared with what is there at the end of a test.
+/// Remembers the machine's mounts, control groups, processes, namespaces and temporary files, to
+/// be compared with what is there at the end of a test. What a daemon leaves in its own folders
+/// is for [`in_root`].
 ///
 /// It sees the whole machine, so tests that use it run one at a time: the next one, in whatever
 /// process, begins when this one was checked.
@@ -16,15 +17,20 @@ use nix::fcntl::{Flock, FlockArg};
 #[derive(Debug)]
 pub struct Watch {
     before: Seen,
+    /// What steps are compared with.
+    begun: Seen,
     _alone: Flock<File>,
 }
+
+/// Folders in which programs put what lives as long as they do, beside that for temporary files.
+const FILES: &[&str] = &["/run", "/dev/shm"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     mounts: BTreeSet<String>,
     cgroups: BTreeSet<PathBuf>,
     processes: BTreeSet<String>,
-    namespaces: BTreeSet<PathBuf>,
+    namespaces: BTreeSet<String>,
     files: BTreeSet<PathBuf>,
 }
 
@@ -32,35 +38,42 @@ impl Watch {
     /// Looks at the machine as it is now, once nobody else watches it.
     pub fn begin() -> Self {
         let alone = alone();
+        let before = Seen::now();
         Self {
-            before: Seen::now(),
+            begun: before.clone(),
+            before,
             _alone: alone,
         }
+    }
+
+    /// What the test itself has mounted by now is no leak of a step.
+    pub fn begin_steps(&mut self) {
+        self.begun = Seen::now();
     }
 
     /// Fails the test when something is there that was not there at the beginning. What is
     /// being torn down gets two seconds for it.
     #[track_caller]
     pub fn check(self) {
-        self.wait("the test left on the machine", |_| true);
+        self.wait("the test left on the machine", &self.before, |_| true);
     }
 
-    /// The same while a daemon is running: mounts, control groups and network namespaces of
-    /// steps have to be gone.
+    /// The same while a daemon is running: mounts, control groups and namespaces of steps have to
+    /// be gone.
     #[track_caller]
     pub fn check_steps(&self) {
         let of_steps = |left: &String| {
             let kinds = ["mount ", "cgroup ", "namespace "];
             kinds.iter().any(|kind| left.starts_with(kind))
         };
-        self.wait("steps left on the machine", of_steps);
+        self.wait("steps left on the machine", &self.begun, of_steps);
     }
 
     #[track_caller]
-    fn wait(&self, what: &str, counts: impl Fn(&String) -> bool) {
+    fn wait(&self, what: &str, before: &Seen, counts: impl Fn(&String) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            let mut left = Seen::now().beyond(&self.before);
+            let mut left = Seen::now().beyond(before);
             left.retain(&counts);
             if left.is_empty() {
                 return;
@@ -92,8 +105,13 @@ impl Seen {
             mounts: mounts(),
             cgroups: cgroups(),
             processes: processes(),
-            namespaces: entries(Path::new("/run/netns")),
-            files: entries(&std::env::temp_dir()),
+            namespaces: namespaces(),
+            files: FILES
+                .iter()
+                .map(PathBuf::from)
+                .chain([std::env::temp_dir()])
+                .flat_map(|dir| entries(&dir))
+                .collect(),
         }
     }
 
@@ -117,7 +135,7 @@ impl Seen {
         left.extend(
             self.namespaces
                 .difference(&before.namespaces)
-                .map(|n| format!("namespace {}", n.display())),
+                .map(|n| format!("namespace {n}")),
         );
         let ours = |path: &&PathBuf| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -182,8 +200,14 @@ pub fn running(command: &str) -> usize {
 }
 
 /// Processes by number and command line: those of the programs that tests start, and whatever
-/// runs in a container. Programs that only have such a name among their arguments are others'.
+/// runs in a container.
 fn processes() -> BTreeSet<String> {
+    ours().into_iter().map(|(_, line)| line).collect()
+}
+
+/// The folders of these processes, and how they are shown. Programs that only have such a name
+/// among their arguments are others'.
+fn ours() -> Vec<(PathBuf, String)> {
     const PROGRAMS: &[&str] = &[
         "cooper",
         "cooperd",
@@ -192,23 +216,104 @@ fn processes() -> BTreeSet<String> {
         "docker-buildx",
         "docker-registry",
         "skopeo",
+        "git",
+        "bzip2",
+        "xz",
     ];
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
     let own = namespace(Path::new("/proc/self"));
     entries(Path::new("/proc"))
-        .iter()
+        .into_iter()
         .filter_map(|path| {
             let pid: u32 = path.file_name()?.to_str()?.parse().ok()?;
             let line = std::fs::read(path.join("cmdline")).ok()?;
             let program = line.split(|byte| *byte == 0).next()?;
             let program = String::from_utf8_lossy(program);
             let name = program.rsplit('/').next().unwrap_or_default();
-            let contained = namespace(path).is_some_and(|found| Some(&found) != own.as_ref());
+            let contained = namespace(&path).is_some_and(|found| Some(&found) != own.as_ref());
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             (!line.is_empty() && (contained || PROGRAMS.contains(&name)))
-                .then(|| format!("{pid} {}", line.trim_end()))
+                .then(|| (path, format!("{pid} {}", line.trim_end())))
         })
         .collect()
+}
+
+/// What keeps namespaces alive: names of networks, and descriptors and memberships of our
+/// processes (namespaces(7)). What is mounted is among the mounts.
+fn namespaces() -> BTreeSet<String> {
+    let mut found: BTreeSet<String> = entries(Path::new("/run/netns"))
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let links = |dir: PathBuf| {
+        let links = entries(&dir).into_iter();
+        let links = links.filter_map(|link| std::fs::read_link(link).ok());
+        links
+            .map(|link| link.to_string_lossy().into_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    let own = links(PathBuf::from("/proc/self/ns"));
+    for (path, line) in ours() {
+        let held = links(path.join("ns"));
+        let held = held.into_iter().chain(links(path.join("fd")));
+        let is_namespace = |link: &String| {
+            link.split_once(":[")
+                .is_some_and(|(kind, _)| !kind.contains('/') && kind != "pipe" && kind != "socket")
+                && !link.starts_with("anon_inode")
+        };
+        let held = held.filter(|link| is_namespace(link) && !own.contains(link));
+        found.extend(held.map(|link| format!("{link} of {line}")));
+    }
+    found
+}
+
+/// What a daemon that has stopped left unfinished below its root: leases, folders of snapshots
+/// that nothing knows, and mount points.
+pub fn in_root(root: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for worker in entries(root) {
+        let database = worker.join("metadata.db");
+        if !database.exists() {
+            continue;
+        }
+        left.extend(rows(&database, "cache-leases", "key").map(|key| format!("lease {key}")));
+        let known: BTreeSet<String> = rows(&database, "snapshots", "value")
+            .filter_map(|record| {
+                let record: serde_json::Value = serde_json::from_str(&record).ok()?;
+                Some(record["number"].to_string())
+            })
+            .collect();
+        let unknown = entries(&worker.join("snapshots/s"));
+        let unknown = unknown.into_iter().filter(|folder| {
+            let number = folder.file_name().unwrap_or_default();
+            !known.contains(number.to_string_lossy().as_ref())
+        });
+        left.extend(unknown.map(|folder| format!("snapshot {}", folder.display())));
+        let mounts = entries(&worker.join("mounts"));
+        left.extend(
+            mounts
+                .iter()
+                .map(|path| format!("mount {}", path.display())),
+        );
+    }
+    left
+}
+
+/// What is in a folder for temporary files that only the program under test uses.
+pub fn temporary(folder: &Path) -> Vec<String> {
+    let left = entries(folder).into_iter();
+    left.map(|path| format!("file {}", path.display()))
+        .collect()
+}
+
+/// A column of the metadata's rows in one table.
+fn rows(database: &Path, table: &str, column: &str) -> impl Iterator<Item = String> + use<> {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    let sql = format!("SELECT {column} FROM kv WHERE tbl = ?1");
+    let mut statement = connection.prepare(&sql).unwrap();
+    let rows = statement.query_map([table], |row| row.get::<_, String>(0));
+    let rows: Vec<String> = rows.unwrap().map(Result::unwrap).collect();
+    rows.into_iter()
 }
 
 fn entries(dir: &Path) -> BTreeSet<PathBuf> {
@@ -223,6 +328,54 @@ fn entries(dir: &Path) -> BTreeSet<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unfinished_in_a_root_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let worker = root.path().join("runc");
+        for folder in ["snapshots/s/1", "snapshots/s/2", "mounts/m"] {
+            std::fs::create_dir_all(worker.join(folder)).unwrap();
+        }
+        let connection = rusqlite::Connection::open(worker.join("metadata.db")).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE kv (tbl TEXT, key TEXT, value TEXT, seq INTEGER);
+                 INSERT INTO kv VALUES ('cache-leases', 'x', '1', 1);
+                 INSERT INTO kv VALUES ('snapshots', 'c/y', '{\"number\":1}', 2);",
+            )
+            .unwrap();
+        let left = in_root(root.path());
+        let s = worker.join("snapshots/s/2");
+        let expected = [
+            "lease x".to_owned(),
+            format!("snapshot {}", s.display()),
+            format!("mount {}", worker.join("mounts/m").display()),
+        ];
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn a_namespace_that_a_process_of_ours_is_in_is_found() {
+        let before = namespaces();
+        let mut child = std::process::Command::new("unshare")
+            .args(["--uts", "git", "hash-object", "--stdin"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let found = |expected: bool| {
+            crate::wait_until("a namespace", Duration::from_secs(5), || {
+                let now = namespaces();
+                let mut new = now.difference(&before);
+                new.any(|line| line.starts_with("uts:[") && line.contains("hash-object"))
+                    == expected
+            });
+        };
+        found(true);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        found(false);
+    }
 
     #[test]
     fn a_file_that_stays_is_found() {

@@ -158,6 +158,11 @@ impl Started {
         }
     }
 
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("process numbers fit in i32");
@@ -255,10 +260,17 @@ pub fn bin(name: &str) -> PathBuf {
     PathBuf::from(dir).join(name)
 }
 
+/// The folder for temporary files in the configuration folder that [`cooper`] is given.
+pub(crate) const TEMPORARY: &str = "tmp";
+
 /// The `cooper` command line, with a configuration folder of its own so that no credential
-/// of the person who runs the tests is used.
+/// of the person who runs the tests is used, and a folder for temporary files in it.
 pub fn cooper(config: &std::path::Path) -> Command {
     let mut command = Command::new(bin("cooper"));
-    command.env("DOCKER_CONFIG", config);
+    let temporary = config.join(TEMPORARY);
+    std::fs::create_dir_all(&temporary).unwrap();
+    command
+        .env("DOCKER_CONFIG", config)
+        .env("TMPDIR", temporary);
     command
 }

@@ -64,6 +64,11 @@ fn ses13_a_name_that_is_no_text_is_told_and_not_fatal() {
         if ran.code != 0 {
             let text = ran.output.to_lowercase();
             assert!(text.contains("utf-8") || text.contains("utf8"), "{text}");
+            // By its place among the others, or as well as it can be shown.
+            assert!(
+                text.contains("after \"dockerfile\"") || text.contains("bad-"),
+                "{text}"
+            );
         }
         assert!(daemon.is_running(), "{}", daemon.log());
         client.build(&fine, &["--output=type=cacheonly"]).success();

@@ -4,6 +4,7 @@
 //! machine for what it left behind.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bad_input;
 mod buildctl_options;
 mod caching;
 mod cancelling;
@@ -23,6 +24,7 @@ mod dockerfile_corners;
 mod dockerfile_git;
 mod exec_bad_input;
 mod exec_networks;
+mod faults;
 mod first_build;
 mod footprint;
 mod graphs;
@@ -32,6 +34,7 @@ mod mistakes;
 mod outputs;
 mod registries;
 mod registry;
+mod rogue;
 mod sharing;
 
 use std::path::{Path, PathBuf};
