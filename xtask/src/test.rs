@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::run::{cargo, check};
 use crate::{layers, tidy};
@@ -28,14 +28,45 @@ pub(crate) fn all() -> Result<()> {
     Ok(())
 }
 
+/// What a run of the end-to-end tests is told.
+#[derive(Debug, Default)]
+struct Choice {
+    /// Whether the programs are built as users have them.
+    release: bool,
+    /// The OCI runtime of the daemons.
+    runtime: Option<String>,
+    /// Parts of the names of cases.
+    filter: Vec<String>,
+}
+
+impl Choice {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut choice = Self::default();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--release" => choice.release = true,
+                "--runtime" => {
+                    let runtime = args.next().context("--runtime: no name follows")?;
+                    choice.runtime = Some(runtime.clone());
+                }
+                _ => choice.filter.push(arg.clone()),
+            }
+        }
+        Ok(choice)
+    }
+}
+
 /// The end-to-end tests, one at a time: each checks that it left nothing on the machine.
 pub(crate) fn e2e(args: &[String]) -> Result<()> {
-    let (release, filter): (Vec<_>, Vec<_>) = args.iter().partition(|arg| *arg == "--release");
-    let profile = if release.is_empty() { "dev" } else { "release" };
-    let folder = if release.is_empty() {
-        "debug"
-    } else {
-        "release"
+    let Choice {
+        release,
+        runtime,
+        filter,
+    } = Choice::parse(args)?;
+    let (profile, folder) = match release {
+        true => ("release", "release"),
+        false => ("dev", "debug"),
     };
     let programs = ["--package", "cooper-daemon", "--package", "cooper-cli"];
     check(cargo(&["build", "--bins", "--profile", profile]).args(programs))?;
@@ -43,6 +74,9 @@ pub(crate) fn e2e(args: &[String]) -> Result<()> {
     command
         .args(["--test", "e2e", "--", "--test-threads=1"])
         .args(filter);
+    if let Some(runtime) = runtime {
+        command.env("COOPER_TEST_RUNTIME", runtime);
+    }
     check(command.env(
         "COOPER_BIN_DIR",
         crate::workspace::target_dir().join(folder),

@@ -24,6 +24,7 @@
 //!         cwd: "/",
 //!         description: "exec true",
 //!         sessions: &Group::none(),
+//!         progress: None,
 //!     })
 //!     .await?;
 //! // An executor mounts `prepared.root` and `prepared.mounts`, and then:

@@ -122,6 +122,10 @@ impl Daemon {
             .arg(self.root())
             .args(["--addr", address])
             .env("TMPDIR", self.temporary());
+        // Chosen for a whole run of the tests (`cargo xtask test-e2e --runtime`).
+        if let Some(runtime) = std::env::var_os("COOPER_TEST_RUNTIME") {
+            command.arg("--oci-worker-binary").arg(runtime);
+        }
         command
     }
 
