@@ -8,9 +8,10 @@ use cooper_executor::{DnsConfig, NetworkMode};
 /// The set-up of a [`crate::RuncExecutor`].
 #[derive(Clone, Debug)]
 pub struct RuncConfig {
-    /// The runtime, a path or a name to look up; with none, `buildkit-runc` and then `runc`.
-    /// `builtin` is the built-in one; `auto` is that if the kernel and the user's privileges
-    /// suffice for it, and otherwise what is taken with none.
+    /// The runtime, a path or a name to look up; with none, `buildkit-runc`, then `runc`, and
+    /// where neither is installed the built-in one. `builtin` is the built-in one; `auto` is that
+    /// if the kernel and the user's privileges suffice for it, and otherwise `buildkit-runc` or
+    /// `runc`.
     pub binary: Option<PathBuf>,
     /// The program that the built-in runtime runs as its helper; with none this program itself,
     /// whose main then begins with [`crate::enter_if_asked`].

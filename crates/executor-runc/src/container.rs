@@ -14,6 +14,7 @@ use oci_spec::runtime::Spec;
 use std::os::unix::process::ExitStatusExt;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug_span};
 
 use crate::bundle::Bundle;
 use crate::exec;
@@ -227,11 +228,13 @@ pub(crate) async fn own(
     }
     guard.0.take();
     pumps.drain().await;
-    let (ended, bundle) = finish(&container, status, bundle).await;
+    let finished = finish(&container, status, bundle);
+    let (ended, bundle) = finished.instrument(debug_span!("unmount")).await;
     container.ended.send_replace(Some(ended));
     container.execs.close();
     container.execs.wait().await;
-    remove(&container, bundle).await;
+    let removed = remove(&container, bundle);
+    removed.instrument(debug_span!("remove")).await;
     if let Some(namespace) = namespace {
         container.shared.put_network(namespace).await;
     }

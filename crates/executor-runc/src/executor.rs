@@ -16,6 +16,7 @@ use cooper_sys::cgroup::Hierarchies;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug_span};
 
 use crate::RuncConfig;
 use crate::builtin::{self, BuiltIn, Place};
@@ -108,9 +109,10 @@ impl Executor for RuncExecutor {
         let namespace = self.shared.get_network(&container).await?;
         let shared = self.shared.clone();
         let runtime = tokio::runtime::Handle::current();
+        let span = tracing::Span::current();
         let started = tokio::task::spawn_blocking(move || {
             let _token = token;
-            shared.start(container, init, namespace, &runtime)
+            span.in_scope(|| shared.start(container, init, namespace, &runtime))
         });
         let handle = started.await.map_err(|error| ExecError::Runtime {
             message: format!("start a container: {error}"),
@@ -155,20 +157,22 @@ impl Shared {
             id,
             mut bundle,
             prepared,
-        } = self.place(&spec, runtime)?;
-        let root_dir = bundle.mount_root(&id, &spec.root)?;
+        } = debug_span!("place").in_scope(|| self.place(&spec, runtime))?;
+        let mounted = debug_span!("mount root").in_scope(|| bundle.mount_root(&id, &spec.root));
+        let root_dir = mounted?;
         let root = Root::open(&root_dir).map_err(ExecError::io("open", &root_dir))?;
         check_root(&root)?;
         bundle.note_stubs(&root, &spec.mounts, spec.remove_mount_stubs);
         let user = find_user(&root, &process.user)?;
         let mut context = self.context(&id, &root_dir, &spec, &bundle)?;
-        context.mounts = bundle.attach(&spec.mounts)?;
+        context.mounts = debug_span!("mounts").in_scope(|| bundle.attach(&spec.mounts))?;
         if let Some(namespace) = &namespace.namespace {
             context.host_network = false;
             context.network_namespace = Some(namespace.path().to_owned());
         }
         make_cwd(&root, Path::new(&process.cwd), &user)?;
         let config = oci_spec(&spec, &process, &user, &context)?;
+        let creating = debug_span!("create").entered();
         let group = Group::new(self.hierarchies.clone(), &context.cgroup(&spec));
         let mut built_in = None;
         let (spawned, stdio, up) = match (&self.runtime, prepared) {
@@ -198,6 +202,7 @@ impl Shared {
                 (spawn::spawn(command)?, stdio, Up::File(pid_file))
             }
         };
+        drop(creating);
         let container = Arc::new(Container {
             id,
             group,
@@ -217,6 +222,7 @@ impl Shared {
         });
         let namespace = namespace.take();
         let owned = container::own(container.clone(), spawned, stdio, bundle, namespace);
+        let owned = owned.instrument(tracing::Span::current());
         self.tracker.spawn_on(owned, runtime);
         Ok(Handle::new(container))
     }
@@ -360,7 +366,8 @@ fn find(
     hierarchies: &Arc<Hierarchies>,
 ) -> Result<Runtime, ExecError> {
     let built_in = || BuiltIn::new(config, bundles, hierarchies.clone()).map(Runtime::BuiltIn);
-    match config.binary.as_deref().and_then(Path::to_str) {
+    let named = config.binary.as_deref();
+    match named.map(|name| name.to_str().unwrap_or_default()) {
         Some("builtin") => built_in().map_err(failed),
         Some("auto") => match built_in() {
             Ok(runtime) => Ok(runtime),
@@ -369,7 +376,20 @@ fn find(
                 Binary::find(None, state).map(Runtime::Binary)
             }
         },
-        _ => Binary::find(config.binary.as_deref(), state).map(Runtime::Binary),
+        Some(_) => Binary::find(config.binary.as_deref(), state).map(Runtime::Binary),
+        // A machine on which nothing is installed runs steps, too.
+        None => Binary::find(None, state)
+            .map(Runtime::Binary)
+            .or_else(|missing| match built_in() {
+                Ok(runtime) => {
+                    tracing::info!("{missing}: containers are made by the built-in runtime");
+                    Ok(runtime)
+                }
+                Err(error) => {
+                    tracing::info!(%error, "the built-in runtime cannot be used");
+                    Err(missing)
+                }
+            }),
     }
 }
 

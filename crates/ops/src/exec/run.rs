@@ -16,6 +16,7 @@ use cooper_proto::pb;
 use cooper_session::{Group, secrets};
 use cooper_solver::OpContext;
 use futures::future::try_join_all;
+use tracing::{Instrument, debug_span};
 
 use super::ExecOp;
 use crate::env::{Build, Output, limits, localize, note_usage, sessions};
@@ -26,7 +27,17 @@ const PATH_WINDOWS: &str =
     r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
 
 impl ExecOp {
+    /// Runs the process. The spans that it is in are the parts of a step in a trace of it.
     pub(super) async fn run(
+        &self,
+        cx: &OpContext<Build>,
+        inputs: &[Output],
+    ) -> Result<Vec<Output>, OpsError> {
+        let span = debug_span!("exec", args = self.meta().args.join(" "));
+        self.run_parts(cx, inputs).instrument(span).await
+    }
+
+    async fn run_parts(
         &self,
         cx: &OpContext<Build>,
         inputs: &[Output],
@@ -37,9 +48,10 @@ impl ExecOp {
                 .enumerate()
                 .map(|(index, input)| localize(&self.env, cx, &self.inputs, index, input)),
         )
+        .instrument(debug_span!("inputs"))
         .await?;
         let sessions = sessions(cx);
-        let _leave = self.env.acquire().await;
+        let _leave = self.env.acquire().instrument(debug_span!("queue")).await;
         let prepared = self
             .env
             .mounts
@@ -51,6 +63,7 @@ impl ExecOp {
                 sessions: &sessions,
                 progress: Some(cx.progress()),
             })
+            .instrument(debug_span!("prepare mounts"))
             .await?;
         let container = ContainerSpec {
             root: prepared.root.clone(),
@@ -70,9 +83,11 @@ impl ExecOp {
             .env
             .executor
             .start(container, process)
+            .instrument(debug_span!("start"))
             .await
             .map_err(start)?;
-        let exit = running.wait().await.map_err(start)?;
+        let exit = running.wait().instrument(debug_span!("run")).await;
+        let exit = exit.map_err(start)?;
         if let Some(usage) = running.usage() {
             note_usage(cx, &usage);
         }
@@ -80,7 +95,7 @@ impl ExecOp {
         if !self.is_wanted(exit.code) {
             return Err(ExecFailure::new(args, exit.code, exit.oom).into());
         }
-        let outputs = prepared.commit().await?;
+        let outputs = prepared.commit().instrument(debug_span!("commit")).await?;
         Ok(in_order(outputs))
     }
 

@@ -64,3 +64,26 @@ fn the_version_has_four_words_and_buildx_finds_a_worker() {
     drop((buildx, daemon));
     watch.check();
 }
+
+#[test]
+fn ex01_where_no_runtime_is_installed_the_built_in_one_runs_steps() {
+    let watch = leak::Watch::begin();
+    let registry = Registry::start();
+    let base = push_busybox(&registry);
+    let context = Context::new().file(
+        "Dockerfile",
+        format!("FROM {base}\nRUN cat /proc/self/comm && ls /dev/null\n"),
+    );
+    let client = Client::alone();
+    let mut command = client.command(context.path(), &[]);
+    let ran = run(command.env("PATH", "/nowhere")).success();
+    for line in ["cat", "/dev/null"] {
+        assert!(
+            ran.output.lines().any(|found| found.ends_with(line)),
+            "{}",
+            ran.output
+        );
+    }
+    drop((client, registry, context));
+    watch.check();
+}
