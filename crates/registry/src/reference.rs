@@ -137,7 +137,13 @@ impl Reference {
             DEFAULT_DOMAIN => {
                 let short = self.repository.strip_prefix(DEFAULT_REPOSITORY);
                 let short = short.filter(|short| !short.contains('/'));
-                short.unwrap_or(&self.repository).to_owned()
+                let short = short.unwrap_or(&self.repository);
+                // What looks like a host would be taken for one.
+                if split_domain(short) == (self.domain.clone(), self.repository.clone()) {
+                    short.to_owned()
+                } else {
+                    self.name()
+                }
             }
             _ => self.name(),
         };
