@@ -7,6 +7,7 @@
 mod bench;
 mod coverage;
 mod demo;
+mod fuzz;
 mod layers;
 mod run;
 mod setup;
@@ -31,6 +32,8 @@ usage: cargo xtask <task>
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none
+  fuzz       look for inputs that break parsers; names of targets (fuzz/seeds), and
+             --seconds N for each
   layers     check who may depend on whom
   tidy       check the house rules that a compiler does not know
 ";
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
         "coverage" => coverage::run(),
+        "fuzz" => fuzz::run(&rest),
         "layers" => layers::run(),
         "tidy" => tidy::run(),
         "" | "help" | "--help" | "-h" => {

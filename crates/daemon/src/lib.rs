@@ -28,6 +28,8 @@ mod assemble;
 pub mod config;
 mod error;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod listen;
 pub mod logging;
 pub mod notify;

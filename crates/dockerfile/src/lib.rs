@@ -40,6 +40,8 @@
 pub mod csv;
 pub mod duration;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod instructions;
 mod parser;
 mod shell;

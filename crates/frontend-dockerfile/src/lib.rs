@@ -27,6 +27,8 @@
 mod build;
 mod context;
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gitref;
 mod gotext;
 mod image;

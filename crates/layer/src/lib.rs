@@ -40,6 +40,8 @@ mod decompress;
 mod error;
 mod export;
 mod filler;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod media;
 pub mod pack;
 mod parents;

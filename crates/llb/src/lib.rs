@@ -13,6 +13,8 @@ pub mod build;
 pub mod caps;
 mod digest;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gojson;
 mod graph;
 mod load;

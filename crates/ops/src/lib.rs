@@ -23,6 +23,8 @@ mod env;
 mod error;
 mod exec;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod graph;
 mod limits;
 mod merge;

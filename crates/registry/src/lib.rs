@@ -28,6 +28,8 @@ mod auth;
 mod challenge;
 mod error;
 mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host;
 mod push;
 mod reference;

@@ -69,6 +69,8 @@ mod tree;
 mod writer;
 
 pub mod auth;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod secrets;
 pub mod serve;
 pub mod ssh;

@@ -17,6 +17,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod git;
 pub mod http;
 pub mod image;

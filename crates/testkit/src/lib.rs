@@ -36,6 +36,7 @@ pub mod peer;
 mod pulled;
 mod registry;
 mod run;
+mod seeds;
 
 pub use broken::{BrokenRegistry, Fault, PAUSE, PIECE};
 pub use buildx::Buildx;
@@ -49,3 +50,4 @@ pub use image::{push_busybox, push_debian};
 pub use pulled::Pulled;
 pub use registry::Registry;
 pub use run::{Ran, Started, bin, cooper, run, wait_until};
+pub use seeds::seeds;

@@ -2,6 +2,8 @@
 
 mod act;
 mod copy;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod key;
 mod mode;
 mod owner;

@@ -6,6 +6,8 @@
 
 mod access;
 mod checkout;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod program;
 mod remote;
 mod repository;

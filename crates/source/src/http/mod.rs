@@ -1,6 +1,8 @@
 //! `http://` and `https://`: a file from a server, kept as long as the server says that it is
 //! still the same. Keys and names are BuildKit's (`source/http/source.go`).
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod name;
 mod request;
 

@@ -23,7 +23,7 @@ use crate::SourceError;
 /// limit is 4 MiB), doubled.
 const MAX_SIZE: u64 = 8 << 20;
 /// The most layers that an image may have. The kernel's and Docker's limits are far below.
-const MAX_LAYERS: usize = 4096;
+pub(super) const MAX_LAYERS: usize = 4096;
 
 /// How eagerly an image is looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -257,13 +257,13 @@ fn malformed(what: &'static str, digest: &Digest, reason: impl std::fmt::Display
     }
 }
 
-enum Kind {
+pub(super) enum Kind {
     Manifest,
     Index,
 }
 
 impl Kind {
-    fn of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Self, SourceError> {
+    pub(super) fn of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Self, SourceError> {
         let by_content = || detect(descriptor.digest(), bytes);
         match descriptor.media_type() {
             MediaType::ImageManifest => Ok(Self::Manifest),
@@ -290,7 +290,7 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// The media type of a manifest or index that is known by its digest alone.
-fn detect(digest: &Digest, bytes: &[u8]) -> Result<MediaType, SourceError> {
+pub(super) fn detect(digest: &Digest, bytes: &[u8]) -> Result<MediaType, SourceError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Shape {
@@ -325,7 +325,7 @@ fn detect(digest: &Digest, bytes: &[u8]) -> Result<MediaType, SourceError> {
 }
 
 /// The manifest of an index for a platform.
-fn choose(
+pub(super) fn choose(
     root: &Descriptor,
     bytes: &[u8],
     wanted: &pb::Platform,
@@ -355,7 +355,7 @@ fn choose(
 }
 
 /// The layers with what is known of them.
-fn layers(
+pub(super) fn layers(
     reference: &Reference,
     manifest: &ImageManifest,
     config: &[u8],

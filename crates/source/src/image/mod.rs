@@ -5,6 +5,8 @@
 
 mod config;
 mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod manifest;
 mod matching;
 

@@ -1,0 +1,3 @@
+//! What holds for whatever a build may bring.
+
+pub use crate::file::fuzz::add;
