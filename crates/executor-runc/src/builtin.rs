@@ -4,15 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cooper_executor::{ContainerSpec, ExecError, SpecContext};
+use cooper_executor::{Bundle, ContainerSpec, ExecError, Group, SpecContext};
 use cooper_oci_runtime::{Prepared, RuntimeError};
 use cooper_sys::cgroup::Hierarchies;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
 use tokio_util::sync::CancellationToken;
 
 use crate::RuncConfig;
-use crate::bundle::Bundle;
-use crate::group::Group;
 use crate::runtime::failed;
 
 /// The file of a bundle that names its control group.

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
-use cooper_executor::{ExecError, Exit, Process, Running, TtySize, Usage};
+use cooper_executor::{Bundle, ExecError, Exit, Group, Process, Running, TtySize, Usage};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Spec;
 use std::os::unix::process::ExitStatusExt;
@@ -16,10 +16,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug_span};
 
-use crate::bundle::Bundle;
 use crate::exec;
 use crate::executor::Shared;
-use crate::group::Group;
 use crate::runtime::Runtime;
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Stdio, Terminal};

@@ -7,9 +7,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{
-    Capabilities, ContainerSpec, ExecError, Executor, NetworkMode, Process, Running, SecurityMode,
-    SpecContext, check_root, container_id, find_user, hosts_file, make_cwd, oci_spec, resolv_conf,
-    resolv_conf_of_host,
+    Bundle, Common, ContainerSpec, ExecError, Executor, Group, Machine, NetworkMode, Process,
+    Running, check_root, container_id, find_user, make_cwd, oci_spec,
 };
 use cooper_sys::Root;
 use cooper_sys::cgroup::Hierarchies;
@@ -20,17 +19,12 @@ use tracing::{Instrument, debug_span};
 
 use crate::RuncConfig;
 use crate::builtin::{self, BuiltIn, Place};
-use crate::bundle::Bundle;
 use crate::container::{self, Container, Handle};
-use crate::group::Group;
 use crate::runtime::{Binary, Runtime, failed};
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Ends, Stdio};
 use crate::sweep;
 use crate::up::Up;
-
-/// How many loop devices BuildKit gives an unconfined container beyond those in use.
-const SPARE_LOOPS: u32 = 8;
 
 /// Runs containers through an OCI runtime.
 ///
@@ -45,10 +39,7 @@ pub struct RuncExecutor {
 pub(crate) struct Shared {
     config: RuncConfig,
     bundles: PathBuf,
-    hierarchies: Arc<Hierarchies>,
-    capabilities: Capabilities,
-    /// Whether the kernel filters system calls.
-    seccomp: bool,
+    machine: Machine,
     pub(crate) runtime: Runtime,
     /// The owners of containers.
     tracker: TaskTracker,
@@ -67,19 +58,14 @@ impl RuncExecutor {
         let (bundles, state) = (root.join("containers"), root.join("state"));
         make(&bundles)?;
         make(&state)?;
-        let hierarchies = Hierarchies::detect();
-        let hierarchies = hierarchies.map_err(ExecError::io("read", "/sys/fs/cgroup"))?;
-        let hierarchies = Arc::new(hierarchies);
-        sweep::sweep(&bundles, &state, &hierarchies);
-        let runtime = find(&config, &bundles, state, &hierarchies)?;
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let machine = Machine::detect()?;
+        sweep::sweep(&bundles, &state, machine.hierarchies());
+        let runtime = find(&config, &bundles, state, machine.hierarchies())?;
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
                 bundles,
-                hierarchies,
-                capabilities: Capabilities::effective(&status),
-                seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
+                machine,
                 runtime,
                 tracker: TaskTracker::new(),
                 closing: CancellationToken::new(),
@@ -164,7 +150,17 @@ impl Shared {
         check_root(&root)?;
         bundle.note_stubs(&root, &spec.mounts, spec.remove_mount_stubs);
         let user = find_user(&root, &process.user)?;
-        let mut context = self.context(&id, &root_dir, &spec, &bundle)?;
+        let config = &self.config;
+        let common = Common {
+            dns: &config.dns,
+            network: config.network,
+            cgroup_parent: &config.cgroup_parent,
+            apparmor_profile: &config.apparmor_profile,
+            oom_score_adj: config.oom_score_adj,
+        };
+        let mut context = self
+            .machine
+            .context(&id, &root_dir, &spec, &bundle, common)?;
         context.mounts = debug_span!("mounts").in_scope(|| bundle.attach(&spec.mounts))?;
         if let Some(namespace) = &namespace.namespace {
             context.host_network = false;
@@ -173,7 +169,7 @@ impl Shared {
         make_cwd(&root, Path::new(&process.cwd), &user)?;
         let config = oci_spec(&spec, &process, &user, &context)?;
         let creating = debug_span!("create").entered();
-        let group = Group::new(self.hierarchies.clone(), &context.cgroup(&spec));
+        let group = Group::new(self.machine.hierarchies().clone(), &context.cgroup(&spec));
         let mut built_in = None;
         let (spawned, stdio, up) = match (&self.runtime, prepared) {
             (Runtime::BuiltIn(runtime), Some(mut prepared)) => {
@@ -289,39 +285,6 @@ impl Shared {
         self.tracker.spawn_blocking_on(fill, runtime);
         Ok(place)
     }
-
-    fn context(
-        &self,
-        id: &str,
-        root: &Path,
-        spec: &ContainerSpec,
-        bundle: &Bundle,
-    ) -> Result<SpecContext, ExecError> {
-        let host = resolv_conf_of_host(spec.network);
-        let host = host.map_err(ExecError::io("read", "/etc/resolv.conf"))?;
-        let resolv = resolv_conf(&host, &self.config.dns, spec.network);
-        let network = match spec.network {
-            NetworkMode::Default => self.config.network,
-            asked => asked,
-        };
-        Ok(SpecContext {
-            resolv_conf: Some(bundle.write("resolv.conf", resolv)?),
-            hosts: Some(bundle.write("hosts", hosts_file(&spec.hostname, &spec.extra_hosts))?),
-            host_network: network != NetworkMode::None,
-            cgroup_parent: self.config.cgroup_parent.clone(),
-            cgroup_namespace: self.hierarchies.unified(),
-            apparmor_profile: self.config.apparmor_profile.clone(),
-            seccomp: self.seccomp,
-            oom_score_adj: self.config.oom_score_adj,
-            capabilities: self.capabilities.clone(),
-            loop_devices: match spec.security {
-                SecurityMode::Insecure => loop_devices() + SPARE_LOOPS,
-                SecurityMode::Sandbox => 0,
-            },
-            open_files: cooper_sys::open_files_before(),
-            ..SpecContext::new(id, root)
-        })
-    }
 }
 
 /// A network until a container has it. Dropping it gives it back.
@@ -391,18 +354,4 @@ fn find(
                 }
             }),
     }
-}
-
-/// One more than the highest number of a loop device of the host.
-fn loop_devices() -> u32 {
-    let Ok(entries) = std::fs::read_dir("/dev") else {
-        return 0;
-    };
-    let numbers = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name();
-        let number = name.to_str()?.strip_prefix("loop")?.parse::<u32>().ok()?;
-        number.checked_add(1)
-    });
-    // The kernel can have a million of them; a container need not.
-    numbers.filter(|number| *number <= 256).max().unwrap_or(0)
 }

@@ -26,12 +26,10 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
-mod bundle;
 mod config;
 mod container;
 mod exec;
 mod executor;
-mod group;
 mod runtime;
 mod spawn;
 mod stdio;

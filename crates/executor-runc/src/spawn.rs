@@ -1,16 +1,13 @@
 //! Processes of the runtime, and those that the built-in one hands over.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, OnceLock};
 
-use cooper_executor::ExecError;
+use cooper_executor::{ExecError, process_ended};
 use cooper_oci_runtime::{Event, Started, Status};
 use cooper_sys::PidFd;
-use rustix::event::{PollFd, PollFlags};
-use tokio::io::Interest;
 
 use crate::stdio::{Pumps, Terminal};
 use crate::up::Up;
@@ -89,24 +86,9 @@ impl Spawned {
                 }
             }
         }
-        ended(&self.pidfd).await?;
+        process_ended(&self.pidfd).await?;
         self.pidfd.reap()
     }
-}
-
-/// Waits until the process has ended, whoever its parent is.
-pub(crate) async fn ended(pidfd: &PidFd) -> io::Result<()> {
-    let own = pidfd.as_fd().try_clone_to_owned()?;
-    let ready = cooper_sys::watch(own, Interest::READABLE)?;
-    ready.readable().await?.retain_ready();
-    Ok(())
-}
-
-/// As [`ended`], on a thread that may block.
-pub(crate) fn ended_blocking(pidfd: &PidFd) -> io::Result<()> {
-    let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut poll, None)?;
-    Ok(())
 }
 
 /// The code that stands for how the process ended.

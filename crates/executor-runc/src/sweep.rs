@@ -3,14 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cooper_sys::MountPoint;
+use cooper_executor::{Group, process_ended_blocking, remove_left};
 use cooper_sys::cgroup::Hierarchies;
 use oci_spec::runtime::Spec;
 
 use crate::builtin::CGROUP;
-use crate::group::Group;
 use crate::runtime::strays;
-use crate::spawn;
 
 /// Kills every container that has a bundle, and removes all that belongs to it.
 pub(crate) fn sweep(bundles: &Path, state: &Path, hierarchies: &Arc<Hierarchies>) {
@@ -25,7 +23,7 @@ pub(crate) fn sweep(bundles: &Path, state: &Path, hierarchies: &Arc<Hierarchies>
     // The runtime's processes first, so that no container is just being made.
     for stray in strays(state) {
         let _ = stray.signal(9);
-        let _ = spawn::ended_blocking(&stray);
+        let _ = process_ended_blocking(&stray);
     }
     for entry in entries {
         let id = entry.file_name().to_string_lossy().into_owned();
@@ -41,23 +39,13 @@ fn remove(
     state: &Path,
     hierarchies: &Arc<Hierarchies>,
 ) -> std::io::Result<()> {
-    if let Some(path) = cgroup(dir, id) {
-        let group = Group::new(hierarchies.clone(), &path);
-        group.empty_blocking();
-        group.remove()?;
-    }
-    for mount in MountPoint::below(dir)? {
-        cooper_sys::mount::unmount(&mount.target)?;
-    }
-    // Never into a file system that is still mounted.
-    if !MountPoint::below(dir)?.is_empty() {
-        return Err(std::io::ErrorKind::ResourceBusy.into());
-    }
     let state = state.join(id);
-    if state.exists() {
-        std::fs::remove_dir_all(state)?;
+    let group = cgroup(dir, id).map(|path| Group::new(hierarchies.clone(), &path));
+    remove_left(dir, group)?;
+    match std::fs::remove_dir_all(state) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    std::fs::remove_dir_all(dir)
 }
 
 /// The control group of a bundle. Without one nothing was started.

@@ -7,13 +7,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cooper_executor::Group;
 use cooper_sys::PidFd;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-
-use crate::group::Group;
 
 /// How it is known that a process is up.
 pub(crate) enum Up {

@@ -1,6 +1,7 @@
 //! Running a process in a container: the trait, what a container and a process are, and what
 //! every implementation needs to turn them into an OCI runtime's configuration: users, hosts
-//! and resolv.conf, the mounts' places on the host, the clean-up of mount points.
+//! and resolv.conf, the mounts' places on the host, the clean-up of mount points, control groups
+//! and the moving of output.
 //!
 //! This crate refuses to know how a container is made, where its files come from, and what it
 //! is run for. A process that ends with another code than zero is no error here.
@@ -18,15 +19,19 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod bundle;
 mod capabilities;
 pub mod cni;
 mod container;
 mod devices;
 mod error;
 mod executor;
+mod group;
 mod hosts;
+mod machine;
 mod path;
 mod process;
+pub mod pump;
 mod resolv;
 mod seccomp;
 mod spec;
@@ -36,6 +41,7 @@ pub mod testsuite;
 mod user;
 
 pub use attach::Attached;
+pub use bundle::{Bundle, remove_left};
 pub use capabilities::Capabilities;
 pub use container::{
     ContainerMount, ContainerSpec, DEFAULT_HOSTNAME, HostIp, NetworkMode, Resources, SecurityMode,
@@ -44,7 +50,9 @@ pub use container::{
 pub use cooper_sys::cgroup::Usage;
 pub use error::ExecError;
 pub use executor::{Executor, Running};
+pub use group::{Group, process_ended, process_ended_blocking};
 pub use hosts::hosts_file;
+pub use machine::{Common, Machine};
 pub use path::{check_root, make_cwd, real_path};
 pub use process::{Exit, Input, Output, Process, TtySize};
 pub use resolv::{DnsConfig, resolv_conf, resolv_conf_of_host};

@@ -1,24 +1,27 @@
 //! The control group of a container.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use cooper_sys::PidFd;
 use cooper_sys::cgroup::{Hierarchies, Usage};
-
-use crate::spawn;
+use rustix::event::{PollFd, PollFlags};
+use tokio::io::Interest;
 
 /// Rounds of killing before it is given up: each waits for those that were there to end.
 const ROUNDS: usize = 100;
 
-/// A control group, in every hierarchy.
+/// A control group, in every hierarchy. It is only a name: dropping it removes nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Group {
+pub struct Group {
     hierarchies: Arc<Hierarchies>,
     path: Arc<str>,
 }
 
 impl Group {
-    pub(crate) fn new(hierarchies: Arc<Hierarchies>, path: &str) -> Self {
+    /// The group `path`, which need not be there.
+    pub fn new(hierarchies: Arc<Hierarchies>, path: &str) -> Self {
         Self {
             hierarchies,
             path: path.into(),
@@ -26,28 +29,31 @@ impl Group {
     }
 
     /// Sends SIGKILL to all in it. Does not wait.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         self.hierarchies.kill(&self.path);
     }
 
     /// Whether `pid` is in it.
-    pub(crate) fn contains(&self, pid: u32) -> bool {
+    pub fn contains(&self, pid: u32) -> bool {
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         text.lines().any(|line| line.ends_with(&*self.path))
     }
 
     /// Whether the kernel killed something in it for want of memory.
-    pub(crate) fn out_of_memory(&self) -> bool {
+    pub fn out_of_memory(&self) -> bool {
         self.hierarchies.oom_kills(&self.path) > 0
     }
 
     /// What was used in it.
-    pub(crate) fn usage(&self) -> Option<Usage> {
+    pub fn usage(&self) -> Option<Usage> {
         self.hierarchies.usage(&self.path)
     }
 
     /// Kills all in it and waits until it is empty. Nothing may enter it from outside.
-    pub(crate) async fn empty(&self) {
+    ///
+    /// # Cancel safety
+    /// What was killed stays so.
+    pub async fn empty(&self) {
         for _ in 0..ROUNDS {
             let group = self.clone();
             let left = tokio::task::spawn_blocking(move || {
@@ -60,7 +66,7 @@ impl Group {
             }
             for pid in left {
                 if let Ok(pidfd) = PidFd::open(pid) {
-                    let _ = spawn::ended(&pidfd).await;
+                    let _ = process_ended(&pidfd).await;
                 }
             }
         }
@@ -68,7 +74,7 @@ impl Group {
     }
 
     /// As [`Group::empty`], on a thread that may block.
-    pub(crate) fn empty_blocking(&self) {
+    pub fn empty_blocking(&self) {
         for _ in 0..ROUNDS {
             self.kill();
             let left = self.hierarchies.processes(&self.path);
@@ -77,14 +83,32 @@ impl Group {
             }
             for pid in left {
                 if let Ok(pidfd) = PidFd::open(pid) {
-                    let _ = spawn::ended_blocking(&pidfd);
+                    let _ = process_ended_blocking(&pidfd);
                 }
             }
         }
     }
 
     /// Removes it. Blocks.
-    pub(crate) fn remove(&self) -> std::io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         self.hierarchies.remove(&self.path)
     }
+}
+
+/// Waits until the process has ended, whoever its parent is.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn process_ended(pidfd: &PidFd) -> io::Result<()> {
+    let own = pidfd.as_fd().try_clone_to_owned()?;
+    let ready = cooper_sys::watch(own, Interest::READABLE)?;
+    ready.readable().await?.retain_ready();
+    Ok(())
+}
+
+/// As [`process_ended`], on a thread that may block.
+pub fn process_ended_blocking(pidfd: &PidFd) -> io::Result<()> {
+    let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut poll, None)?;
+    Ok(())
 }

@@ -3,16 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cooper_executor::{Attached, ContainerMount, ExecError, MountStubs};
 use cooper_snapshot::{Mount, MountedDir};
-use cooper_sys::Root;
+use cooper_sys::{MountPoint, Root};
 use oci_spec::runtime::Spec;
 
-use crate::group::Group;
+use crate::{Attached, ContainerMount, ExecError, Group, MountStubs};
 
-/// A bundle. Dropping it unmounts and removes everything; nothing may run in it any more.
+/// A bundle (OCI runtime specification, bundle.md). Dropping it unmounts and removes everything; nothing may run in it any more.
 #[derive(Debug)]
-pub(crate) struct Bundle {
+pub struct Bundle {
     dir: PathBuf,
     // Unmounted in this order.
     attached: Option<Attached>,
@@ -23,7 +22,7 @@ pub(crate) struct Bundle {
 
 impl Bundle {
     /// Makes the folder of `id` in `parent`.
-    pub(crate) fn new(parent: &Path, id: &str) -> Result<Self, ExecError> {
+    pub fn new(parent: &Path, id: &str) -> Result<Self, ExecError> {
         let dir = parent.join(id);
         match std::fs::create_dir(&dir) {
             Ok(()) => Ok(Self {
@@ -41,16 +40,17 @@ impl Bundle {
     }
 
     /// The control group goes with it.
-    pub(crate) fn own_group(&mut self, group: Group) {
+    pub fn own_group(&mut self, group: Group) {
         self.group = Some(group);
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    /// The folder.
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Mounts the root file system and returns where.
-    pub(crate) fn mount_root(&mut self, id: &str, root: &[Mount]) -> Result<PathBuf, ExecError> {
+    pub fn mount_root(&mut self, id: &str, root: &[Mount]) -> Result<PathBuf, ExecError> {
         let mounted = MountedDir::mount(root, &self.dir);
         let mounted = mounted.map_err(|source| ExecError::Root {
             id: id.to_owned(),
@@ -62,13 +62,13 @@ impl Bundle {
     }
 
     /// Notes which mount points are missing in the root file system.
-    pub(crate) fn note_stubs(&mut self, root: &Root, mounts: &[ContainerMount], recursive: bool) {
+    pub fn note_stubs(&mut self, root: &Root, mounts: &[ContainerMount], recursive: bool) {
         let dests = mounts.iter().map(|mount| mount.dest.as_str());
         self.stubs = Some(MountStubs::before(root, dests, recursive));
     }
 
     /// Prepares the other mounts.
-    pub(crate) fn attach(
+    pub fn attach(
         &mut self,
         mounts: &[ContainerMount],
     ) -> Result<Vec<oci_spec::runtime::Mount>, ExecError> {
@@ -79,14 +79,14 @@ impl Bundle {
     }
 
     /// Writes a file that is mounted into the container or read by the runtime.
-    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf, ExecError> {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf, ExecError> {
         let path = self.dir.join(name);
         std::fs::write(&path, text).map_err(ExecError::io("write", &path))?;
         Ok(path)
     }
 
     /// Writes the configuration.
-    pub(crate) fn configure(&self, spec: &Spec) -> Result<(), ExecError> {
+    pub fn configure(&self, spec: &Spec) -> Result<(), ExecError> {
         let text = serde_json::to_vec(spec).map_err(|error| {
             let path = self.dir.join("config.json");
             ExecError::io("encode", path)(error.into())
@@ -95,7 +95,7 @@ impl Bundle {
     }
 
     /// Unmounts everything and takes the runtime's mount points out of the root file system.
-    pub(crate) fn unmount(&mut self) {
+    pub fn unmount(&mut self) {
         self.attached.take();
         let Some(root) = self.root.take() else {
             return;
@@ -124,6 +124,23 @@ impl Drop for Bundle {
             tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a bundle");
         }
     }
+}
+
+/// Removes the bundle in `dir` that an earlier process left, which was killed: whoever is in its
+/// control group is killed, what is mounted below the folder is unmounted. Blocks.
+pub fn remove_left(dir: &Path, group: Option<Group>) -> io::Result<()> {
+    if let Some(group) = group {
+        group.empty_blocking();
+        group.remove()?;
+    }
+    for mount in MountPoint::below(dir)? {
+        cooper_sys::mount::unmount(&mount.target)?;
+    }
+    // Never into a file system that is still mounted.
+    if !MountPoint::below(dir)?.is_empty() {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    remove(dir)
 }
 
 /// Removes the folder and the files in it, but never what might be mounted below: folders in
