@@ -3,7 +3,16 @@
 use std::path::Path;
 
 const FILES: &[&str] = &[
+    "containerd/runtime/options.proto",
+    "containerd/runtime/runc/options.proto",
+    "containerd/services/containers/v1/containers.proto",
     "containerd/services/content/v1/content.proto",
+    "containerd/services/images/v1/images.proto",
+    "containerd/services/introspection/v1/introspection.proto",
+    "containerd/services/leases/v1/leases.proto",
+    "containerd/services/snapshots/v1/snapshots.proto",
+    "containerd/services/tasks/v1/tasks.proto",
+    "containerd/services/version/v1/version.proto",
     "errdefs/errdefs.proto",
     "fsutil/types/stat.proto",
     "fsutil/types/wire.proto",

@@ -60,7 +60,6 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("tokio-rustls", &["daemon"]),
     ("tonic-health", &["proto", "session", "client", "control"]),
     ("rusqlite", &["store"]),
-    ("containerd-client", &["executor-containerd"]),
     ("inventory", &["worker", "daemon"]),
     ("tracing-subscriber", &["daemon", "cli"]),
     ("anyhow", &["cli", "daemon"]),

@@ -2,6 +2,7 @@
 //! makes checkpoints some seconds after something was written.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -204,8 +205,9 @@ impl Core {
             });
             write.await?;
         }
-        let root = self.mounts.clone();
-        let sync = move || cooper_sys::sync_fs(&root);
+        let mut roots = vec![self.mounts.clone()];
+        roots.extend(self.snapshotter.elsewhere().map(Path::to_owned));
+        let sync = move || roots.iter().try_for_each(|root| cooper_sys::sync_fs(root));
         let seq = self.store.checkpoint(&self.boot, sync).await?;
         self.durable.fetch_max(seq, Ordering::AcqRel);
         // What nobody wrote since before the sync is whole on disk. Were the deletion lost, the

@@ -34,7 +34,7 @@ pub use error::ContentError;
 pub use fs::FsContentStore;
 pub use memory::MemoryContentStore;
 pub use oci_spec::image::{Descriptor, Digest};
-pub use store::{Blob, BlobReader, ContentStore, Fetch, Info, Ingest};
+pub use store::{Blob, BlobReader, ContentStore, Fetch, ImageStore, Info, Ingest};
 
 use sha2::Digest as _;
 

@@ -138,6 +138,23 @@ pub trait ContentStore: Send + Sync {
     }
 }
 
+/// Names of images whose blobs are in a store, for those who look for images there.
+#[async_trait]
+pub trait ImageStore: Send + Sync {
+    /// Gives the image whose root is `target` the name, which another one may have had.
+    /// `references` says which blobs each blob of the image needs: as long as the image has a
+    /// name they stay, whatever else deletes them.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped the image has the name or not; blobs may stay longer.
+    async fn name(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        references: &[(Digest, Vec<Digest>)],
+    ) -> Result<(), ContentError>;
+}
+
 /// Where blobs come from that are not in the store: a registry, a client.
 #[async_trait]
 pub trait Fetch: Send + Sync {

@@ -1,5 +1,6 @@
 //! The wire types of BuildKit's API, client and server side, and of the protocols that a
-//! build session speaks: fsutil's file synchronisation and containerd's content service.
+//! build session speaks: fsutil's file synchronisation and containerd's content service. And
+//! those of containerd's other services that a daemon asks for.
 //!
 //! The `.proto` files beside the source restate published names and numbers; they are compiled
 //! at build time with no `protoc`. Maps are ordered, so that encoding a message twice gives the
@@ -62,6 +63,67 @@ pub mod errdefs {
 /// containerd's content service.
 pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
+}
+
+/// containerd's other services, as far as a daemon asks for them, and the options of its
+/// runtimes.
+pub mod containerd {
+    pub mod types {
+        tonic::include_proto!("containerd.types");
+    }
+    #[doc(hidden)]
+    pub mod v1 {
+        pub mod types {
+            tonic::include_proto!("containerd.v1.types");
+        }
+    }
+    pub mod runc {
+        pub mod v1 {
+            tonic::include_proto!("containerd.runc.v1");
+        }
+    }
+    pub mod runtimeoptions {
+        pub mod v1 {
+            tonic::include_proto!("runtimeoptions.v1");
+        }
+    }
+    pub mod services {
+        pub mod containers {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.containers.v1");
+            }
+        }
+        pub mod images {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.images.v1");
+            }
+        }
+        pub mod introspection {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.introspection.v1");
+            }
+        }
+        pub mod leases {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.leases.v1");
+            }
+        }
+        pub mod snapshots {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.snapshots.v1");
+            }
+        }
+        pub mod tasks {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.tasks.v1");
+            }
+        }
+        pub mod version {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.version.v1");
+            }
+        }
+    }
 }
 
 // Generated code names other packages by their place in this tree of modules, which has to

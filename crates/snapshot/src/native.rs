@@ -79,7 +79,7 @@ impl NativeSnapshotter {
 
 #[async_trait]
 impl Snapshotter for NativeSnapshotter {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "native"
     }
 
@@ -140,9 +140,12 @@ mod tests {
 
     #[tokio::test]
     async fn copies_conform() {
-        crate::testsuite::run(|root, store| {
-            Arc::new(NativeSnapshotter::open(root, store).unwrap())
-        })
-        .await;
+        let open = |root: &Path, store| {
+            let snapshots: Arc<dyn Snapshotter> =
+                Arc::new(NativeSnapshotter::open(root, store).unwrap());
+            snapshots
+        };
+        crate::testsuite::run(open).await;
+        crate::testsuite::run_on_folders(open).await;
     }
 }

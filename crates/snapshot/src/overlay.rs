@@ -147,7 +147,7 @@ fn fixed(options: OverlayOptions) -> Vec<String> {
 
 #[async_trait]
 impl Snapshotter for OverlaySnapshotter {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "overlayfs"
     }
 
@@ -245,12 +245,15 @@ mod tests {
     #[tokio::test]
     async fn overlays_conform_with_and_without_sync() {
         for volatile in [true, false] {
-            crate::testsuite::run(|root, store| {
+            let open = |root: &Path, store| {
                 let mut options = OverlaySnapshotter::probe(root).unwrap();
                 options.volatile &= volatile;
-                Arc::new(OverlaySnapshotter::open(root, store, options).unwrap())
-            })
-            .await;
+                let snapshots: Arc<dyn Snapshotter> =
+                    Arc::new(OverlaySnapshotter::open(root, store, options).unwrap());
+                snapshots
+            };
+            crate::testsuite::run(open).await;
+            crate::testsuite::run_on_folders(open).await;
         }
     }
 

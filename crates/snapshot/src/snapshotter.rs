@@ -144,8 +144,15 @@ pub struct Usage {
 /// name puts either right.
 #[async_trait]
 pub trait Snapshotter: Send + Sync {
-    /// `overlayfs`, `native`, …: the name that BuildKit gives it.
-    fn name(&self) -> &'static str;
+    /// `overlayfs`, `native`, …: the name that BuildKit or containerd gives it.
+    fn name(&self) -> &str;
+
+    /// A folder of the file system that holds the snapshots, if they are not kept below a folder
+    /// of the caller's: who wants them to survive the death of the machine syncs that file
+    /// system.
+    fn elsewhere(&self) -> Option<&Path> {
+        None
+    }
 
     /// Makes a snapshot to be written, on top of `parent` or empty.
     async fn prepare(

@@ -1,4 +1,4 @@
-//! What every local snapshotter does the same, as a test that panics when it does not. Needs
+//! What every snapshotter does the same, as a test that panics when it does not. Needs
 //! root: it mounts.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
@@ -41,15 +41,24 @@ async fn reopening_keeps_what_was_written_down(
     let name = SnapshotName::new("kept");
     snapshots.prepare(&ActiveKey::new("k"), None).await.unwrap();
     snapshots.commit(&ActiveKey::new("k"), &name).await.unwrap();
-    // What a process leaves that dies before it writes a new snapshot down.
-    let stray = root.join("s/999/fs");
-    std::fs::create_dir_all(&stray).unwrap();
     drop(snapshots);
     let snapshots = open(&root, store);
     assert_eq!(
         snapshots.list().await.unwrap(),
         [SnapshotId::Committed(name)]
     );
+}
+
+/// Runs what those who keep their folders themselves do the same besides.
+pub async fn run_on_folders(open: impl Fn(&Path, Store) -> Arc<dyn Snapshotter>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, store) = (dir.path().join("root"), Store::in_memory().unwrap());
+    drop(open(&root, store.clone()));
+    // What a process leaves that dies before it writes a new snapshot down.
+    let stray = root.join("s/999/fs");
+    std::fs::create_dir_all(&stray).unwrap();
+    let snapshots = open(&root, store);
+    assert_eq!(snapshots.list().await.unwrap(), []);
     assert!(!stray.exists());
 }
 

@@ -1,0 +1,81 @@
+//! What an earlier process left that was killed, and what could not be removed because
+//! containerd was away.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cooper_executor::{Group, remove_left};
+use cooper_proto::containerd::services::containers::v1::ListContainersRequest;
+use cooper_sys::cgroup::Hierarchies;
+
+use crate::task::Task;
+use crate::{Containerd, ContainerdError};
+
+/// The label of containers that says whose they are: the executor's root.
+pub(crate) const OWNER: &str = "cooper.executor.root";
+
+/// The file of a bundle that names its control group.
+pub(crate) const CGROUP: &str = "cgroup";
+
+/// Containers that are to be removed when containerd is there again.
+#[derive(Debug, Default)]
+pub(crate) struct Left(Mutex<Vec<Task>>);
+
+impl Left {
+    /// Notes that `task` could not be removed.
+    pub(crate) fn add(&self, task: Task) {
+        self.list().push(task);
+    }
+
+    /// Whether there is something to remove.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list().is_empty()
+    }
+
+    /// Tries to remove all. What cannot be removed stays noted.
+    pub(crate) async fn remove(&self) {
+        let tasks = std::mem::take(&mut *self.list());
+        for task in tasks {
+            if let Err(error) = task.remove().await {
+                tracing::warn!(%error, ?task, "cannot remove a container");
+                self.add(task);
+            }
+        }
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Task>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Kills every container of the executor in `root` that containerd knows, and removes it.
+pub(crate) async fn sweep(containerd: &Containerd, root: &str) -> Result<(), ContainerdError> {
+    // Quoted as in Go, which for a path is as in JSON.
+    let filter = format!("labels.{OWNER:?}=={}", serde_json::Value::from(root));
+    let request = ListContainersRequest {
+        filters: vec![filter],
+    };
+    let list = containerd.containers().list(request).await;
+    let list = list.map_err(containerd.failed())?.into_inner();
+    for container in list.containers {
+        Task::new(containerd, &container.id).remove().await?;
+    }
+    Ok(())
+}
+
+/// Removes the bundles in `bundles`. Blocks.
+pub(crate) fn sweep_bundles(bundles: &Path, hierarchies: &Arc<Hierarchies>) {
+    let Ok(entries) = std::fs::read_dir(bundles) else {
+        return;
+    };
+    for entry in entries.filter_map(Result::ok) {
+        let dir = entry.path();
+        // Without it nothing was started. Ours end with the id; another one is not ours to kill.
+        let path = std::fs::read_to_string(dir.join(CGROUP)).ok();
+        let path = path.filter(|path| Path::new(path).ends_with(entry.file_name()));
+        let group = path.map(|path| Group::new(hierarchies.clone(), &path));
+        if let Err(error) = remove_left(&dir, group) {
+            tracing::warn!(dir = %dir.display(), %error, "cannot remove a container that was left");
+        }
+    }
+}
