@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 /// # Cancel safety
 /// Dropping the future kills what runs; what the daemon keeps is as after its death.
 pub(crate) async fn with<T>(root: Option<&Path>, work: impl AsyncFnOnce(Client) -> T) -> Result<T> {
-    let config = Config {
+    let mut config = Config {
         root: root.map_or_else(default_root, Path::to_owned),
         ..Config::default()
     };
+    // Only the first worker is used.
+    config.worker.containerd.enabled = Some(false);
     let daemon = Box::pin(Daemon::assemble(&config))
         .await
         .with_context(|| format!("failed to open {}", config.root.display()))?;

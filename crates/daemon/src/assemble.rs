@@ -1,5 +1,6 @@
 //! Everything put together.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -168,7 +169,31 @@ fn context(config: &Config, root: PathBuf) -> Context {
         let settings = settings(&config.worker.oci);
         cx.workers.insert(workers::runc::NAME.to_owned(), settings);
     }
+    let containerd = &config.worker.containerd;
+    if containerd.enabled != Some(false) {
+        let mut settings = settings(containerd);
+        settings.extra = extra(containerd);
+        let name = workers::containerd::NAME.to_owned();
+        cx.workers.insert(name, settings);
+    }
     cx
+}
+
+/// What only the containerd worker knows.
+fn extra(config: &WorkerConfig) -> BTreeMap<String, String> {
+    use workers::containerd::extra;
+    let runtime = &config.runtime;
+    let mut all = BTreeMap::from([
+        (extra::ADDRESS.to_owned(), config.address.clone()),
+        (extra::NAMESPACE.to_owned(), config.namespace.clone()),
+        (extra::RUNTIME_NAME.to_owned(), runtime.name.clone()),
+        (extra::RUNTIME_PATH.to_owned(), runtime.path.clone()),
+    ]);
+    if !runtime.options.is_empty() {
+        let options = runtime.options.to_string();
+        all.insert(extra::RUNTIME_OPTIONS.to_owned(), options);
+    }
+    all
 }
 
 fn host(config: &RegistryConfig) -> HostConfig {

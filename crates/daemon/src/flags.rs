@@ -336,10 +336,10 @@ impl Flags {
             &mut worker.namespace,
             self.containerd_worker_namespace.clone(),
         );
-        if let Some(name) = &self.containerd_worker_runtime {
-            let table = [("name".to_owned(), toml::Value::String(name.clone()))];
-            worker.runtime = Some(toml::Value::Table(table.into_iter().collect()));
-        }
+        put(
+            &mut worker.runtime.name,
+            self.containerd_worker_runtime.clone(),
+        );
         put(&mut worker.network_mode, self.containerd_worker_net.clone());
         put(
             &mut worker.cni_config_path,

@@ -59,6 +59,7 @@ pub(crate) async fn export(
             let cx = ExportContext {
                 cache: build.env.cache.clone(),
                 registry: build.env.registry.clone(),
+                images: build.env.images.clone(),
                 fetch,
                 sessions: build.sessions.clone(),
                 progress: shown.progress(),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cooper_cache::Layer;
+use cooper_content::ImageStore;
 use cooper_layer::Filler;
 use cooper_registry::{PushOptions, Reference, Registry};
 use futures::FutureExt;
@@ -27,6 +28,12 @@ pub(crate) struct ImageExporter {
     push: bool,
     by_digest: bool,
     insecure: bool,
+    /// Whether the image gets its names in a store of images, if there is one.
+    store: bool,
+    /// Whether it gets them with its digest as well.
+    canonical: bool,
+    /// Whether the store may lack layers of it.
+    incomplete: bool,
     dangling_prefix: String,
     dangling_empty_only: bool,
     /// Attributes that nobody knows are metadata of the result.
@@ -36,28 +43,32 @@ pub(crate) struct ImageExporter {
 impl ImageExporter {
     pub(crate) fn new(mut attrs: Attrs) -> Result<Self, ExportError> {
         let options = ImageOptions::take(&mut attrs)?;
-        let mut flag = |key: &str| match attrs.remove(key) {
+        let flag = |attrs: &mut Attrs, key: &str| match attrs.remove(key) {
             Some(value) => parse_flag(key, &value),
             None => Ok(false),
         };
-        let (push, by_digest) = (flag("push")?, flag("push-by-digest")?);
-        let insecure = flag("registry.insecure")?;
+        let push = flag(&mut attrs, "push")?;
+        let by_digest = flag(&mut attrs, "push-by-digest")?;
+        let insecure = flag(&mut attrs, "registry.insecure")?;
         // BuildKit's spelling.
-        let dangling_empty_only = flag("danging-name-empty-only")?;
-        // There is no store of images by name: these have nothing to act on.
-        for ignored in [
-            "name-canonical",
-            "store",
-            "unpack",
-            "unsafe-internal-store-allow-incomplete",
-        ] {
-            flag(ignored)?;
-        }
+        let dangling_empty_only = flag(&mut attrs, "danging-name-empty-only")?;
+        // As with BuildKit, kept under its names unless somebody says no.
+        let store = match attrs.contains_key("store") {
+            true => flag(&mut attrs, "store")?,
+            false => true,
+        };
+        let canonical = flag(&mut attrs, "name-canonical")?;
+        let incomplete = flag(&mut attrs, "unsafe-internal-store-allow-incomplete")?;
+        // Whoever runs an image of a store unpacks it when it is not.
+        flag(&mut attrs, "unpack")?;
         Ok(Self {
             options,
             push,
             by_digest,
             insecure,
+            store,
+            canonical,
+            incomplete,
             dangling_prefix: attrs.remove("dangling-name-prefix").unwrap_or_default(),
             dangling_empty_only,
             metadata: attrs,
@@ -81,6 +92,37 @@ impl ImageExporter {
     }
 }
 
+impl ImageExporter {
+    /// Gives the image its names in a store of images.
+    async fn keep(
+        &self,
+        image: &Image,
+        names: &str,
+        images: &dyn ImageStore,
+        cx: &ExportContext,
+    ) -> Result<(), ExportError> {
+        if !self.incomplete {
+            image.fetch_layers(cx).await?;
+        }
+        let references = image.references();
+        let target = image.root.descriptor();
+        for name in names.split(',') {
+            let mut all = vec![name.to_owned()];
+            if self.canonical && !name.contains('@') {
+                all.push(format!("{name}@{}", image.root.digest));
+            }
+            for name in all {
+                let _status = cx.progress.status(&format!("naming to {name}"), "");
+                images
+                    .name(&name, &target, &references)
+                    .await
+                    .map_err(ExportError::content("name the image"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl Exporter for ImageExporter {
     fn name(&self) -> &'static str {
@@ -100,6 +142,12 @@ impl Exporter for ImageExporter {
         let image = manifest::commit(&input, &self.options, cx).await?;
         let mut response = image.response();
         let names = self.names(&image, &input.metadata);
+        if let Some(images) = &cx.images
+            && self.store
+            && !names.is_empty()
+        {
+            self.keep(&image, &names, &**images, cx).await?;
+        }
         if self.push {
             if names.is_empty() {
                 return Err(ExportError::NoName);

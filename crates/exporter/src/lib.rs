@@ -46,6 +46,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{CacheManager, ImmutableRef};
+use cooper_content::ImageStore;
 use cooper_layer::FetchFor;
 use cooper_progress::VertexProgress;
 use cooper_registry::Registry;
@@ -95,6 +96,8 @@ pub struct ExportContext {
     pub cache: CacheManager,
     /// Where images are pushed to.
     pub registry: Registry,
+    /// The names of images, where there is a store of them beside the blobs.
+    pub images: Option<Arc<dyn ImageStore>>,
     /// Where the blobs of layers come from that are not here.
     pub fetch: Arc<dyn FetchFor>,
     /// The client's sessions: the first one takes files, all may give credentials.

@@ -64,6 +64,21 @@ impl Image {
         blobs
     }
 
+    /// Which blobs each blob of it needs.
+    pub(crate) fn references(&self) -> Vec<(Digest, Vec<Digest>)> {
+        let mut all = Vec::new();
+        if self.index.is_some() {
+            let parts = self.parts.iter().map(|part| part.manifest.digest.clone());
+            all.push((self.root.digest.clone(), parts.collect()));
+        }
+        for part in &self.parts {
+            let layers = part.layers.iter().map(|(layer, _)| layer.digest.clone());
+            let needed = std::iter::once(part.config.digest.clone()).chain(layers);
+            all.push((part.manifest.digest.clone(), needed.collect()));
+        }
+        all
+    }
+
     /// Fetches the layers that are not in the content store.
     pub(crate) async fn fetch_layers(&self, cx: &ExportContext) -> Result<(), ExportError> {
         let filler = filler(cx);

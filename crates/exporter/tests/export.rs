@@ -79,6 +79,7 @@ impl Bench {
     fn context(&self, sessions: Group) -> ExportContext {
         ExportContext {
             cache: self.cache.clone(),
+            images: None,
             registry: Registry::new(BTreeMap::new()),
             fetch: Arc::new(Nowhere),
             sessions,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cooper_cache::{CacheManager, ImmutableRef, LocalRef};
-use cooper_content::{ContentStore, Fetch};
+use cooper_content::{ContentStore, Fetch, ImageStore};
 use cooper_executor::{Executor, Resources, Usage};
 use cooper_layer::{FetchFor, Filler};
 use cooper_mount::MountManager;
@@ -71,6 +71,8 @@ pub struct Env {
     pub mounts: MountManager,
     /// Runs processes.
     pub executor: Arc<dyn Executor>,
+    /// The names of images, where there is a store of them beside the blobs.
+    pub images: Option<Arc<dyn ImageStore>>,
     /// The sources by scheme.
     pub sources: SourceRegistry,
     /// How many operations are carried out at once; `None` is no bound. Waiting for inputs and

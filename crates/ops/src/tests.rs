@@ -182,6 +182,7 @@ async fn bench() -> Bench {
         content,
         registry: Registry::new(BTreeMap::new()),
         executor: executor.clone(),
+        images: None,
         sources: SourceRegistry::new([files]),
         parallelism: Some(Arc::new(Semaphore::new(1))),
         platform: cooper_llb::platform::host(),

@@ -52,7 +52,7 @@ pub use platforms::host_platforms;
 pub use register::{WorkerInitializer, WorkersFuture, registered};
 pub use results::CachedResults;
 pub use settings::{Context, WorkerSettings};
-pub use worker::{Parts, Worker};
+pub use worker::{Parts, Storage, Worker, worker_id};
 
 /// Labels that say what a worker is like; the names are BuildKit's (`worker/label`).
 pub mod label {
@@ -68,6 +68,10 @@ pub mod label {
     pub const OCI_PROCESS_MODE: &str = "org.mobyproject.buildkit.worker.oci.process-mode";
     /// The profile that AppArmor confines steps with.
     pub const APPARMOR_PROFILE: &str = "org.mobyproject.buildkit.worker.apparmor.profile";
+    /// The id of the containerd that it works through.
+    pub const CONTAINERD_UUID: &str = "org.mobyproject.buildkit.worker.containerd.uuid";
+    /// The namespace that it uses there.
+    pub const CONTAINERD_NAMESPACE: &str = "org.mobyproject.buildkit.worker.containerd.namespace";
     /// Whether SELinux confines steps.
     pub const SELINUX_ENABLED: &str = "org.mobyproject.buildkit.worker.selinux.enabled";
 }

@@ -39,7 +39,7 @@ pub struct WorkerSettings {
     pub labels: BTreeMap<String, String>,
     /// Platforms instead of those that the machine shows (`linux/amd64`).
     pub platforms: Vec<String>,
-    /// `auto`, `overlayfs` or `native`; empty means `auto`.
+    /// `auto`, `overlayfs`, `native` or one that the kind of worker knows; empty means `auto`.
     pub snapshotter: String,
     /// The runtime's program, a name or a path; empty means the usual one.
     pub binary: String,

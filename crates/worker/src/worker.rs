@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cooper_cache::{CacheConfig, CacheManager};
-use cooper_content::{ContentStore, FsContentStore};
+use cooper_content::{ContentStore, FsContentStore, ImageStore};
 use cooper_executor::Executor;
 use cooper_llb::platform;
 use cooper_mount::MountManager;
@@ -13,7 +13,7 @@ use cooper_ops::{Build, Env};
 use cooper_progress::Limits;
 use cooper_proto::pb;
 use cooper_registry::Registry;
-use cooper_snapshot::Kind;
+use cooper_snapshot::{Kind, Snapshotter};
 use cooper_solver::{KeyStore, Solver, SolverConfig};
 use cooper_source::{
     GitSource, HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry,
@@ -36,8 +36,42 @@ pub struct Parts {
     pub executor_name: &'static str,
     /// How steps reach the network, for labels: `host`.
     pub network: String,
+    /// Where it keeps its files, if not in folders of its own.
+    pub storage: Option<Storage>,
+    /// Labels that only this kind of worker has.
+    pub labels: BTreeMap<String, String>,
     /// Its settings.
     pub settings: WorkerSettings,
+}
+
+/// Where a worker keeps what it makes. What was begun there and not finished by an earlier
+/// process is gone already.
+pub struct Storage {
+    /// The states of file systems.
+    pub snapshotter: Arc<dyn Snapshotter>,
+    /// Blobs.
+    pub content: Arc<dyn ContentStore>,
+    /// The names of images, if there is a store of them.
+    pub images: Option<Arc<dyn ImageStore>>,
+}
+
+impl Storage {
+    /// Folders in the worker's own.
+    fn open(dir: &Path, settings: &WorkerSettings, store: &Store) -> Result<Self, WorkerError> {
+        let snapshots = dir.join("snapshots");
+        let kind = snapshotter_kind(&settings.snapshotter)?;
+        let snapshotter = cooper_snapshot::open(kind, &snapshots, store.clone())
+            .map_err(WorkerError::open("the snapshots", &snapshots))?;
+        let blobs = dir.join("content");
+        let content = FsContentStore::open(&blobs)
+            .and_then(|content| content.clear_ingests().map(|()| content))
+            .map_err(WorkerError::open("the content store", &blobs))?;
+        Ok(Self {
+            snapshotter,
+            content: Arc::new(content),
+            images: None,
+        })
+    }
 }
 
 /// The parts of one machine. All are public: who needs one takes it.
@@ -68,21 +102,21 @@ pub struct Worker {
 
 impl Worker {
     /// Opens what the worker keeps below `cx.root`, and puts it together around the executor.
-    pub async fn open(cx: &Context, parts: Parts) -> Result<Self, WorkerError> {
+    pub async fn open(cx: &Context, mut parts: Parts) -> Result<Self, WorkerError> {
         let dir = cx.root.join(parts.name);
         std::fs::create_dir_all(&dir).map_err(WorkerError::open("the worker's folder", &dir))?;
+        let id = worker_id(&dir)?;
         let settings = &parts.settings;
         let (store, dropped) = open_store(&dir).await?;
-        let snapshots = dir.join("snapshots");
-        let kind = snapshotter_kind(&settings.snapshotter)?;
-        let snapshotter = cooper_snapshot::open(kind, &snapshots, store.clone())
-            .map_err(WorkerError::open("the snapshots", &snapshots))?;
-        let blobs = dir.join("content");
-        let content = FsContentStore::open(&blobs)
-            .and_then(|content| content.clear_ingests().map(|()| content))
-            .map_err(WorkerError::open("the content store", &blobs))?;
-        let content: Arc<dyn ContentStore> = Arc::new(content);
-        let snapshotter_name = snapshotter.name();
+        let Storage {
+            snapshotter,
+            content,
+            images: image_store,
+        } = match parts.storage.take() {
+            Some(storage) => storage,
+            None => Storage::open(&dir, settings, &store)?,
+        };
+        let snapshotter_name = snapshotter.name().to_owned();
         let cache = CacheManager::open(CacheConfig {
             store: store.clone(),
             dropped,
@@ -114,6 +148,7 @@ impl Worker {
             registry: registry.clone(),
             mounts: MountManager::new(cache.clone(), dir.join("mounts")),
             executor: parts.executor.clone(),
+            images: image_store,
             sources: SourceRegistry::new(sources),
             parallelism: match settings.max_parallelism {
                 0 => None,
@@ -134,11 +169,9 @@ impl Worker {
             results: Arc::new(CachedResults::new(cache.clone())),
         });
 
-        let path = dir.join("workerid");
-        let id = id::persistent(&path).map_err(WorkerError::open("the worker's id", &path))?;
         Ok(Self {
             id,
-            labels: labels(&parts, snapshotter_name),
+            labels: labels(&parts, &snapshotter_name),
             platforms,
             env,
             cache,
@@ -167,6 +200,12 @@ impl Worker {
             _ => None,
         })
     }
+}
+
+/// The id of the worker that keeps its files in the folder `dir`, made when there is none.
+pub fn worker_id(dir: &Path) -> Result<String, WorkerError> {
+    let path = dir.join("workerid");
+    id::persistent(&path).map_err(WorkerError::open("the worker's id", &path))
 }
 
 async fn open_store(dir: &Path) -> Result<(Store, Vec<cooper_store::Dropped>), WorkerError> {
@@ -226,5 +265,7 @@ fn labels(parts: &Parts, snapshotter: &str) -> BTreeMap<String, String> {
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     // What the person who runs it says goes before what the worker says.
-    own.chain(parts.settings.labels.clone()).collect()
+    own.chain(parts.labels.clone())
+        .chain(parts.settings.labels.clone())
+        .collect()
 }

@@ -93,6 +93,8 @@ impl Daemon {
             }),
             executor_name: "oci",
             network: "host".into(),
+            storage: None,
+            labels: Default::default(),
             settings: WorkerSettings::default(),
         };
         let worker = Box::pin(Worker::open(&context, parts)).await.unwrap();

@@ -41,9 +41,9 @@ impl Config {
         add("registry.*.maxRegistryConcurrency", limited.count() > 0);
         let mut found: Vec<String> = found.into_iter().map(str::to_owned).collect();
         worker("worker.oci", &self.worker.oci, &mut found);
-        // The other worker does not exist: only that somebody asks for it is worth a word.
+        // Of a worker that nobody asked for, nobody expects an effect.
         if self.worker.containerd.enabled == Some(true) {
-            found.push("worker.containerd.enabled".to_owned());
+            worker("worker.containerd", &self.worker.containerd, &mut found);
         }
         found
     }

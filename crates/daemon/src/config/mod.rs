@@ -168,7 +168,25 @@ pub struct WorkerConfig {
     // containerd's own.
     pub address: String,
     pub namespace: String,
-    pub runtime: Option<toml::Value>,
+    pub runtime: RuntimeConfig,
+}
+
+/// `[worker.containerd.runtime]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// `io.containerd.runc.v2`, or another that containerd knows.
+    pub name: String,
+    /// The program of its shim.
+    pub path: String,
+    /// What the runtime itself takes.
+    pub options: toml::Table,
+}
+
+impl RuntimeConfig {
+    fn is_set(&self) -> bool {
+        !self.name.is_empty() || !self.path.is_empty() || !self.options.is_empty()
+    }
 }
 
 /// `[[worker.….gcpolicy]]`.
@@ -278,7 +296,7 @@ impl Config {
         let foreign = [
             ("worker.oci.address", !oci.address.is_empty()),
             ("worker.oci.namespace", !oci.namespace.is_empty()),
-            ("worker.oci.runtime", oci.runtime.is_some()),
+            ("worker.oci.runtime", oci.runtime.is_set()),
             ("worker.containerd.binary", !containerd.binary.is_empty()),
             (
                 "worker.containerd.noProcessSandbox",

@@ -1,6 +1,8 @@
 //! The workers that register themselves before `main`. A crate that nothing names is left out
 //! by the linker: each is named here, and a test asserts the list.
 
+pub(crate) mod containerd;
+mod network;
 pub(crate) mod runc;
 
 #[cfg(test)]
@@ -12,6 +14,6 @@ mod tests {
             .iter()
             .map(|known| (known.priority, known.name))
             .collect();
-        assert_eq!(list, [(0, "runc")]);
+        assert_eq!(list, [(0, "runc"), (1, "containerd")]);
     }
 }
