@@ -28,7 +28,8 @@ usage: cargo xtask <task>
              conformance and end-to-end tests
   test-e2e   only the end-to-end tests; further arguments filter cases, and with
              --release the programs are built as users have them; --runtime NAME runs
-             the steps with that OCI runtime (`builtin`, `crun`, …)
+             the steps with that OCI runtime (`builtin`, `crun`, …), and
+             --worker containerd on the worker that goes through a containerd
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none

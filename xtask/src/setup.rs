@@ -38,6 +38,12 @@ const NEEDED: &[(&str, &str, &str, Purpose)] = &[
         Purpose::Tests,
     ),
     (
+        "containerd",
+        "containerd",
+        "is the other way to run steps; the tests start their own",
+        Purpose::Tests,
+    ),
+    (
         "skopeo",
         "skopeo",
         "checks images from outside",

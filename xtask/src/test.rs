@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::run::{cargo, check};
 use crate::{layers, tidy};
@@ -35,6 +35,8 @@ struct Choice {
     release: bool,
     /// The OCI runtime of the daemons.
     runtime: Option<String>,
+    /// The worker of the daemons, if not that of runc.
+    worker: Option<String>,
     /// Parts of the names of cases.
     filter: Vec<String>,
 }
@@ -50,6 +52,12 @@ impl Choice {
                     let runtime = args.next().context("--runtime: no name follows")?;
                     choice.runtime = Some(runtime.clone());
                 }
+                "--worker" => match args.next().map(String::as_str) {
+                    Some(worker @ ("runc" | "containerd")) => {
+                        choice.worker = Some(worker.to_owned());
+                    }
+                    _ => bail!("--worker: runc or containerd follows"),
+                },
                 _ => choice.filter.push(arg.clone()),
             }
         }
@@ -62,6 +70,7 @@ pub(crate) fn e2e(args: &[String]) -> Result<()> {
     let Choice {
         release,
         runtime,
+        worker,
         filter,
     } = Choice::parse(args)?;
     let (profile, folder) = match release {
@@ -74,6 +83,9 @@ pub(crate) fn e2e(args: &[String]) -> Result<()> {
     command
         .args(["--test", "e2e", "--", "--test-threads=1"])
         .args(filter);
+    if let Some(worker) = worker {
+        command.env("COOPER_WORKER", worker);
+    }
     if let Some(runtime) = runtime {
         command.env("COOPER_TEST_RUNTIME", runtime);
     }

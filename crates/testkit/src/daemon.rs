@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::containerd::Containerd;
 use crate::run::{bin, wait_until};
 use crate::{SmallDisk, leak, memory};
 
@@ -19,6 +20,25 @@ const OPTIONS: &[&str] = &[
     "--debug",
 ];
 
+/// The same for the worker that goes through containerd.
+const CONTAINERD_OPTIONS: &[&str] = &[
+    "--oci-worker=false",
+    "--containerd-worker=true",
+    "--containerd-worker-gc=false",
+    "--containerd-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
+    "--debug",
+];
+
+/// Whether the daemons of the tests work through containerd: `cargo xtask test-e2e --worker`
+/// says so.
+pub fn by_containerd() -> bool {
+    match std::env::var("COOPER_WORKER").as_deref() {
+        Err(_) | Ok("" | "runc") => false,
+        Ok("containerd") => true,
+        Ok(other) => panic!("COOPER_WORKER={other}: runc and containerd are known"),
+    }
+}
+
 /// A daemon with a root folder of its own, stopped and removed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
@@ -27,6 +47,7 @@ pub struct Daemon {
     child: Option<Child>,
     config: String,
     options: Vec<String>,
+    containerd: Option<Containerd>,
     /// From the start of the process to the first accepted connection.
     pub ready_after: Duration,
 }
@@ -41,7 +62,10 @@ impl Daemon {
     /// Starts one with this configuration file (`buildkitd.toml`).
     #[track_caller]
     pub fn with_config(config: &str) -> Self {
-        Self::with(config, OPTIONS, None)
+        match by_containerd() {
+            true => Self::with_containerd(config),
+            false => Self::with(config, OPTIONS, None),
+        }
     }
 
     /// Starts one whose root is on `disk`.
@@ -64,22 +88,65 @@ impl Daemon {
         Self::with(config, &options, None)
     }
 
+    /// Starts one that works through a containerd of its own.
+    #[track_caller]
+    pub fn with_containerd(config: &str) -> Self {
+        let config = config.replace("[worker.oci]", "[worker.containerd]");
+        Self::beside_containerd(Self::made(&config, CONTAINERD_OPTIONS))
+    }
+
+    /// Starts one that has both workers.
+    #[track_caller]
+    pub fn with_both_workers() -> Self {
+        let mut daemon = Self::made("", OPTIONS);
+        daemon
+            .options
+            .retain(|option| !option.starts_with("--containerd-worker"));
+        daemon.options.push("--containerd-worker=true".to_owned());
+        Self::beside_containerd(daemon)
+    }
+
+    #[track_caller]
+    fn beside_containerd(mut daemon: Self) -> Self {
+        let containerd = Containerd::start(&daemon.dir.path().join("containerd"));
+        let socket = containerd.socket();
+        let address = format!("--containerd-worker-addr={}", socket.display());
+        daemon.options.push(address);
+        daemon.containerd = Some(containerd);
+        daemon.spawn();
+        daemon
+    }
+
+    /// The containerd that it works through.
+    #[track_caller]
+    pub fn containerd(&mut self) -> &mut Containerd {
+        self.containerd.as_mut().expect("it works through one")
+    }
+
     #[track_caller]
     fn with(config: &str, options: &[&str], root: Option<PathBuf>) -> Self {
+        let mut daemon = Self::made(config, options);
+        if let Some(root) = root {
+            daemon.root = root;
+        }
+        daemon.spawn();
+        daemon
+    }
+
+    fn made(config: &str, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("cooper-daemon-")
             .tempdir()
             .unwrap();
-        let mut daemon = Self {
-            root: root.unwrap_or_else(|| dir.path().join("root")),
+        Self {
+            root: dir.path().join("root"),
             dir,
             child: None,
             config: config.to_owned(),
-            options: options.iter().map(|&option| option.to_owned()).collect(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            containerd: None,
             ready_after: Duration::ZERO,
-        };
-        daemon.spawn();
-        daemon
+        }
     }
 
     /// Starts the process again on the same root, after [`Daemon::stop`] or [`Daemon::kill`].
@@ -237,6 +304,8 @@ impl Drop for Daemon {
         } else if self.child.is_some() {
             self.stop();
         }
+        // Before its folder goes.
+        self.containerd.take();
     }
 }
 

@@ -211,6 +211,8 @@ fn ours() -> Vec<(PathBuf, String)> {
     const PROGRAMS: &[&str] = &[
         "cooper",
         "cooperd",
+        "containerd",
+        "containerd-shim-runc-v2",
         "runc",
         "crun",
         "docker-buildx",

@@ -16,6 +16,7 @@ mod client_mounts;
 mod client_results;
 mod client_sources;
 mod client_steps;
+mod containerd;
 mod contexts;
 mod credentials;
 mod daemon_flags;
