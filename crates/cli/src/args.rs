@@ -102,6 +102,9 @@ pub(crate) struct BuildArgs {
     /// Rules over what a build may use, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) source_policy_file: Option<PathBuf>,
+    /// Certificates for a registry's token server: host=HOST[,ca=FILE][,cert=FILE,key=FILE].
+    #[arg(long = "registry-auth-tlscontext", value_name = "SPEC")]
+    pub(crate) registry_tls: Vec<String>,
     /// Offers an OCI layout to the build by a name, NAME=DIR.
     #[arg(long = "oci-layout", value_name = "NAME=DIR")]
     pub(crate) oci_layouts: Vec<String>,

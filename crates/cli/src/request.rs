@@ -23,7 +23,8 @@ const HOST_NETWORK: &str = "network.host";
 /// The request of the options. Without a context and a frontend a build graph is read from
 /// standard input.
 pub(crate) fn solve(args: &BuildArgs, context: Option<&Context>) -> Result<Solve> {
-    let config = DockerConfig::load()?;
+    let tls = spec::registry_tls(&args.registry_tls)?;
+    let config = DockerConfig::load()?.with_tls(tls);
     let mut solve = Solve::default();
     solve.request.r#ref = uuid::Uuid::new_v4().simple().to_string();
     for (name, dir) in named("local", &args.locals)? {
@@ -265,7 +266,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_said_before_anything_is_built() {
         let dir = tempfile::tempdir().unwrap();
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 10] = [
             (&["--network", "bridge"], "network mode"),
             (&["--build-context", "x"], "invalid context value"),
             (&["-o", "type=local"], "dest is required"),
@@ -277,6 +278,7 @@ mod tests {
                 "/no/such/dir is no directory",
             ),
             (&["--oci-layout", "x=/"], "not supported"),
+            (&["--registry-auth-tlscontext", "ca=x"], "requires host="),
             (&["--source-policy-file", "/no/such/file"], "/no/such/file"),
         ];
         for (options, expected) in cases {

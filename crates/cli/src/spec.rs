@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use cooper_client::{SecretSource, Secrets};
+use cooper_client::{RegistryTls, SecretSource, Secrets};
 use cooper_proto::control::CacheOptionsEntry;
 use cooper_session::secrets::MAX_SECRET_SIZE;
 use cooper_session::serve::{Output, SshAgent};
@@ -206,6 +206,37 @@ pub(crate) fn agents(specs: &[String]) -> Result<BTreeMap<String, SshAgent>> {
     Ok(agents)
 }
 
+/// The certificates of `--registry-auth-tlscontext`, by registry. What is said of one of them in
+/// several options is put together.
+pub(crate) fn registry_tls(specs: &[String]) -> Result<BTreeMap<String, RegistryTls>> {
+    const OPTION: &str = "--registry-auth-tlscontext";
+    let mut found: BTreeMap<String, RegistryTls> = BTreeMap::new();
+    for spec in specs {
+        let mut attrs = pairs(spec)?;
+        let host = attrs.remove("host").filter(|host| !host.is_empty());
+        let host = host.with_context(|| format!("{OPTION} requires host=<host>"))?;
+        let (ca, cert, key) = (
+            attrs.remove("ca"),
+            attrs.remove("cert"),
+            attrs.remove("key"),
+        );
+        let tls = found.entry(host).or_default();
+        match (ca, cert, key) {
+            (None, None, None) => bail!("{OPTION} requires ca=<ca> or cert=<cert>,key=<key>"),
+            (_, Some(_), None) | (_, None, Some(_)) => {
+                bail!("{OPTION} requires cert=<cert>,key=<key>")
+            }
+            (ca, cert, key) => {
+                tls.authorities.extend(ca.map(PathBuf::from));
+                if let (Some(cert), Some(key)) = (cert, key) {
+                    tls.pair = Some((cert.into(), key.into()));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The caches of `--cache-from` and `--cache-to`.
 pub(crate) fn caches(specs: &[String]) -> Result<Vec<CacheOptionsEntry>> {
     let parse = |spec: &String| {
@@ -361,6 +392,23 @@ mod tests {
         let twice = strings(&[&spec, &spec]);
         assert!(agents(&twice).is_err());
         assert!(agents(&strings(&["x=/etc/hostname"])).is_err());
+    }
+
+    #[test]
+    fn certificates_of_registries_are_put_together() {
+        let specs = strings(&[
+            "host=a.example,ca=one",
+            "host=a.example,ca=two,cert=c,key=k",
+            "host=b.example,cert=c,key=k",
+        ]);
+        let found = registry_tls(&specs).unwrap();
+        let first = &found["a.example"];
+        assert_eq!(first.authorities, [Path::new("one"), Path::new("two")]);
+        assert_eq!(first.pair, Some(("c".into(), "k".into())));
+        assert!(found["b.example"].authorities.is_empty());
+        for spec in ["ca=x", "host=a", "host=a,cert=c", "host=a,ca=x,key=k"] {
+            assert!(registry_tls(&strings(&[spec])).is_err(), "{spec}");
+        }
     }
 
     #[test]

@@ -32,6 +32,16 @@ pub struct DockerConfig {
     /// What was found for a host, so that a helper is asked once.
     known: Mutex<HashMap<String, Account>>,
     seeds: Arc<Seeds>,
+    tls: BTreeMap<String, RegistryTls>,
+}
+
+/// The certificates that the token server of a registry is met with, besides the system's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryTls {
+    /// Files of authorities that vouch for it (PEM).
+    pub authorities: Vec<PathBuf>,
+    /// The file of this client's certificate and that of its key (PEM).
+    pub pair: Option<(PathBuf, PathBuf)>,
 }
 
 /// What is kept for a registry.
@@ -126,6 +136,13 @@ impl DockerConfig {
         }
     }
 
+    /// Meets the token servers of registries, by their hosts, with these certificates.
+    pub fn with_tls(mut self, tls: BTreeMap<String, RegistryTls>) -> Self {
+        let named = |(host, tls): (String, _)| (hostname(&host).to_owned(), tls);
+        self.tls = tls.into_iter().map(named).collect();
+        self
+    }
+
     /// The build arguments that the file gives to every build (`proxies`, `default`): each in
     /// capitals and in small letters.
     pub fn proxies(&self) -> BTreeMap<String, String> {
@@ -203,7 +220,8 @@ impl AuthProvider for DockerConfig {
         if !account.token.is_empty() {
             return Ok(token::known(&account.token));
         }
-        token::fetch(request, &account.credentials).await
+        let tls = self.tls.get(&request.host);
+        token::fetch(request, &account.credentials, tls).await
     }
 
     async fn token_authority(&self, host: &str, salt: &[u8]) -> io::Result<Vec<u8>> {

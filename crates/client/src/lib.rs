@@ -38,7 +38,7 @@ mod tls;
 mod token;
 
 pub use client::Client;
-pub use credentials::DockerConfig;
+pub use credentials::{DockerConfig, RegistryTls};
 pub use error::ClientError;
 pub use secrets::{SecretSource, Secrets};
 pub use solve::Solve;

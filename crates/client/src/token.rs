@@ -2,6 +2,7 @@
 //! "Token Authentication" and "OAuth2 Token Authentication").
 
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,11 +11,13 @@ use cooper_session::Proxies;
 use cooper_session::auth::Credentials;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::redirect::Policy;
-use reqwest::{Client, NoProxy, Proxy, RequestBuilder, StatusCode};
+use reqwest::{Certificate, Client, Identity, NoProxy, Proxy, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
+
+use crate::RegistryTls;
 
 /// What the token server is told of who asks (BuildKit's value).
 const CLIENT_ID: &str = "buildkit-client";
@@ -62,7 +65,8 @@ pub(crate) fn known(token: &str) -> FetchTokenResponse {
     }
 }
 
-/// Fetches a token with `credentials`; for nobody in particular when they are empty.
+/// Fetches a token with `credentials`; for nobody in particular when they are empty. With `tls`
+/// its files are read each time.
 ///
 /// # Errors
 /// In BuildKit's words; neither what was sent nor what was answered is in them.
@@ -72,6 +76,7 @@ pub(crate) fn known(token: &str) -> FetchTokenResponse {
 pub(crate) async fn fetch(
     request: &FetchTokenRequest,
     credentials: &Credentials,
+    tls: Option<&RegistryTls>,
 ) -> io::Result<FetchTokenResponse> {
     let (anonymous, kind) = match credentials.secret.is_empty() {
         true => (true, "anonymous"),
@@ -81,7 +86,14 @@ pub(crate) async fn fetch(
         io::Error::other(format!("failed to fetch {kind} token: {}", failure.text()))
     };
     let realm = realm(&request.realm).map_err(failed)?;
-    let http = client(&realm).map_err(failed)?;
+    let own;
+    let http = match tls {
+        Some(tls) if realm.scheme() == "https" => {
+            own = make(false, tls).map_err(|error| failed(Failure::Other(error)))?;
+            &own
+        }
+        _ => client(&realm).map_err(failed)?,
+    };
     let answer = if anonymous {
         get(http, &realm, request, None).await
     } else {
@@ -122,11 +134,15 @@ fn client(realm: &Url) -> Result<&'static Client, Failure> {
     static SAFE: OnceLock<Result<Client, String>> = OnceLock::new();
     let plain = realm.scheme() == "http";
     let made = if plain { &PLAIN } else { &SAFE };
-    let made = made.get_or_init(|| make(plain).map_err(|error| error.without_url().to_string()));
+    let made = made.get_or_init(|| make(plain, &RegistryTls::default()));
     made.as_ref().map_err(|text| Failure::Other(text.clone()))
 }
 
-fn make(plain: bool) -> reqwest::Result<Client> {
+fn make(plain: bool, tls: &RegistryTls) -> Result<Client, String> {
+    let text = |error: reqwest::Error| error.without_url().to_string();
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| format!("failed to read {}: {error}", path.display()))
+    };
     // An error says that there is one already, and that one serves.
     let _chosen_before = rustls::crypto::ring::default_provider().install_default();
     let proxies = Proxies::from_env(|name| std::env::var(name).ok());
@@ -151,13 +167,26 @@ fn make(plain: bool) -> reqwest::Result<Client> {
         proxies.https.map(Proxy::https),
     ];
     for proxy in proxies.into_iter().flatten() {
-        builder = builder.proxy(proxy?.no_proxy(direct.clone()));
+        builder = builder.proxy(proxy.map_err(text)?.no_proxy(direct.clone()));
     }
     if plain {
         // Without this the system's certificates would be loaded, or missed.
         builder = builder.tls_certs_only([]);
     }
-    builder.build()
+    let mut authorities = Vec::new();
+    for path in &tls.authorities {
+        authorities.extend(Certificate::from_pem_bundle(&read(path)?).map_err(text)?);
+    }
+    if !authorities.is_empty() {
+        builder = builder.tls_certs_merge(authorities);
+    }
+    if let Some((cert, key)) = &tls.pair {
+        let mut pem = read(cert)?;
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+        builder = builder.identity(Identity::from_pem(&pem).map_err(text)?);
+    }
+    builder.build().map_err(text)
 }
 
 async fn get(

@@ -4,11 +4,17 @@
 
 use std::sync::{Arc, Mutex};
 
-use cooper_client::DockerConfig;
+use cooper_client::{DockerConfig, RegistryTls};
 use cooper_proto::auth::FetchTokenRequest;
 use cooper_session::serve::AuthProvider;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use cooper_testkit::Certificates;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// A server that gives one answer by the method, and remembers what it was asked.
 struct Server {
@@ -54,7 +60,7 @@ impl Drop for Server {
 }
 
 /// One request with its body.
-async fn read(io: &mut TcpStream) -> String {
+async fn read(io: &mut (impl AsyncRead + Unpin)) -> String {
     let mut text = Vec::new();
     loop {
         let mut buffer = [0; 4096];
@@ -245,6 +251,75 @@ async fn what_fails_says_so_and_gives_nothing_away() {
             assert!(!text.contains(secret), "{text}");
         }
     }
+}
+
+/// Lets in who has a certificate of the authority.
+fn guarded(certificates: &Certificates) -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    let read = |file: &str| CertificateDer::from_pem_file(certificates.path(file)).unwrap();
+    roots.add(read("ca.pem")).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let key = PrivateKeyDer::from_pem_file(certificates.path("server-key.pem")).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![read("server.pem")], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn a_token_server_is_met_with_the_certificates_for_its_registry() {
+    let certificates = Certificates::new();
+    let acceptor = guarded(&certificates);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let realm = format!("https://{}/token", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            // Those who are not let in are of interest on the other side.
+            if let Ok(mut io) = acceptor.accept(io).await {
+                read(&mut io).await;
+                io.write_all(GRANTED.as_bytes()).await.unwrap();
+                io.shutdown().await.unwrap();
+            }
+        }
+    });
+    let request = FetchTokenRequest {
+        host: "registry.example".to_owned(),
+        realm,
+        ..FetchTokenRequest::default()
+    };
+    let path = |file: &str| certificates.path(file).into();
+    let pair = Some((path("client.pem"), path("client-key.pem")));
+    let authorities = vec![path("ca.pem")];
+    let cases = [
+        (
+            true,
+            "https://registry.example",
+            authorities.clone(),
+            pair.clone(),
+        ),
+        (false, "other.example", authorities.clone(), pair.clone()),
+        (false, "registry.example", authorities, None),
+        (false, "registry.example", Vec::new(), pair.clone()),
+        (
+            false,
+            "registry.example",
+            vec!["/no/such/file".into()],
+            pair,
+        ),
+    ];
+    for (expected, host, authorities, pair) in cases {
+        let (_dir, config) = config(PASSWORD);
+        let tls = RegistryTls { authorities, pair };
+        let config = config.with_tls([(host.to_owned(), tls)].into());
+        let token = config.fetch_token(&request).await;
+        assert_eq!(token.is_ok(), expected, "{host}: {token:?}");
+    }
+    serving.abort();
 }
 
 #[tokio::test]
