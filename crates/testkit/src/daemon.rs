@@ -212,7 +212,14 @@ impl Daemon {
     }
 
     /// The addresses of the TCP ports that it listens on, as it logged them.
+    #[track_caller]
     pub fn tcp_addresses(&self) -> Vec<String> {
+        // It listens before it says so, and says it of the kit's own socket last.
+        let last = format!("running server on {}", self.socket().display());
+        let limit = Duration::from_secs(20);
+        wait_until("cooperd says where it listens", limit, || {
+            self.log().contains(&last)
+        });
         let log = self.log();
         let named = log
             .lines()
