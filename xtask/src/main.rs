@@ -29,7 +29,9 @@ usage: cargo xtask <task>
   test-e2e   only the end-to-end tests; further arguments filter cases, and with
              --release the programs are built as users have them; --runtime NAME runs
              the steps with that OCI runtime (`builtin`, `crun`, …), and
-             --worker containerd on the worker that goes through a containerd
+             --worker containerd on the worker that goes through a containerd; --peers
+             runs the cases again with the newest buildx, --builder docker those that
+             make sense there on Docker's engine (both from Debian unstable, unpacked)
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none

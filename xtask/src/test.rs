@@ -1,5 +1,7 @@
 //! The tests, in the order in which they fail soonest.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -28,11 +30,14 @@ pub(crate) fn all() -> Result<()> {
     Ok(())
 }
 
-/// What a run of the end-to-end tests is told.
-#[derive(Debug, Default)]
-struct Choice {
-    /// Whether the programs are built as users have them.
+/// What the end-to-end cases are asked for besides a filter.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
     release: bool,
+    /// Again with the newest buildx.
+    peers: bool,
+    /// On Docker's engine and not on Cooper.
+    docker: bool,
     /// The OCI runtime of the daemons.
     runtime: Option<String>,
     /// The worker of the daemons, if not that of runc.
@@ -41,56 +46,136 @@ struct Choice {
     filter: Vec<String>,
 }
 
-impl Choice {
+impl Options {
     fn parse(args: &[String]) -> Result<Self> {
-        let mut choice = Self::default();
+        let mut options = Self::default();
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match arg.as_str() {
-                "--release" => choice.release = true,
+                "--release" => options.release = true,
                 "--runtime" => {
                     let runtime = args.next().context("--runtime: no name follows")?;
-                    choice.runtime = Some(runtime.clone());
+                    options.runtime = Some(runtime.clone());
                 }
+                "--peers" => options.peers = true,
+                "--builder" => match args.next().map(String::as_str) {
+                    Some("docker") => options.docker = true,
+                    Some("cooper") => options.docker = false,
+                    other => bail!("--builder is `cooper` or `docker`, not {other:?}"),
+                },
                 "--worker" => match args.next().map(String::as_str) {
                     Some(worker @ ("runc" | "containerd")) => {
-                        choice.worker = Some(worker.to_owned());
+                        options.worker = Some(worker.to_owned());
                     }
                     _ => bail!("--worker: runc or containerd follows"),
                 },
-                _ => choice.filter.push(arg.clone()),
+                _ => options.filter.push(arg.clone()),
             }
         }
-        Ok(choice)
+        Ok(options)
     }
 }
 
+/// The cases that make sense on Docker's engine: those that ask a builder for nothing but builds.
+const OF_BUILDERS: &[&str] = &[
+    "caching::df14_",
+    "contexts::",
+    "dockerfile::",
+    "dockerfile_corners::",
+    "dockerfile_git::",
+    "dockerfile_words::",
+    "first_build::a_compiler",
+    "mistakes::",
+    "outputs::",
+    "sharing::",
+];
+
 /// The end-to-end tests, one at a time: each checks that it left nothing on the machine.
 pub(crate) fn e2e(args: &[String]) -> Result<()> {
-    let Choice {
-        release,
-        runtime,
-        worker,
-        filter,
-    } = Choice::parse(args)?;
-    let (profile, folder) = match release {
+    let options = Options::parse(args)?;
+    let (profile, folder) = match options.release {
         true => ("release", "release"),
         false => ("dev", "debug"),
     };
+    let folder = crate::workspace::target_dir().join(folder);
     let programs = ["--package", "cooper-daemon", "--package", "cooper-cli"];
     check(cargo(&["build", "--bins", "--profile", profile]).args(programs))?;
-    let mut command = cargo(&["test", "--package", "cooper-testkit", "--features", "e2e"]);
+    let cases = |filter: &[&str], variable: Option<(&str, &str)>| {
+        let mut command = cargo(&["test", "--package", "cooper-testkit", "--features", "e2e"]);
+        command
+            .args(["--test", "e2e", "--", "--test-threads=1"])
+            .args(filter)
+            .envs(variable)
+            .envs(
+                options
+                    .runtime
+                    .iter()
+                    .map(|name| ("COOPER_TEST_RUNTIME", name)),
+            )
+            .envs(options.worker.iter().map(|name| ("COOPER_WORKER", name)))
+            .env("COOPER_BIN_DIR", &folder);
+        check(&mut command)
+    };
+    let filter: Vec<_> = options.filter.iter().map(String::as_str).collect();
+    if options.docker {
+        let Some(tree) = peer("docker", &folder)? else {
+            return Ok(());
+        };
+        let filter = match filter.is_empty() {
+            true => OF_BUILDERS,
+            false => &filter,
+        };
+        return cases(filter, Some(("COOPER_TEST_ENGINE", &tree)));
+    }
+    cases(&filter, None)?;
+    if options.peers
+        && let Some(program) = peer("buildx", &folder)?
+    {
+        cases(&filter, Some(("COOPER_TEST_BUILDX", &program)))?;
+    }
+    Ok(())
+}
+
+/// Fetches a program of others and says which it is; `None` when it cannot be had.
+fn peer(kind: &str, folder: &Path) -> Result<Option<String>> {
+    let mut command = cargo(&["run", "--quiet", "--package", "cooper-testkit"]);
     command
-        .args(["--test", "e2e", "--", "--test-threads=1"])
-        .args(filter);
-    if let Some(worker) = worker {
-        command.env("COOPER_WORKER", worker);
+        .args(["--bin", "peers", kind])
+        .env("COOPER_BIN_DIR", folder)
+        .stderr(Stdio::inherit());
+    let output = command.output().context("start `peers`")?;
+    match output.status.code() {
+        Some(0) => {
+            let path = String::from_utf8(output.stdout).context("a path is text")?;
+            Ok(Some(path.trim().to_owned()))
+        }
+        Some(3) => {
+            eprintln!("test-e2e: nothing was run with it");
+            Ok(None)
+        }
+        _ => bail!("`peers {kind}` failed: {}", output.status),
     }
-    if let Some(runtime) = runtime {
-        command.env("COOPER_TEST_RUNTIME", runtime);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options> {
+        Options::parse(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
     }
-    check(command.env(
-        "COOPER_BIN_DIR",
-        crate::workspace::target_dir().join(folder),
-    ))
+
+    #[test]
+    fn options_stand_among_filters() {
+        let options = parse(&["a", "--builder", "docker", "--release", "b"]).unwrap();
+        assert!(options.docker && options.release && !options.peers);
+        assert_eq!(options.filter, ["a", "b"]);
+        let options = parse(&["--runtime", "crun", "c"]).unwrap();
+        assert_eq!(options.runtime.as_deref(), Some("crun"));
+        assert_eq!(options.filter, ["c"]);
+        assert_eq!(parse(&["--builder", "cooper"]).unwrap(), Options::default());
+        for wrong in [&["--builder"][..], &["--builder", "kaniko"], &["--runtime"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use crate::run::run;
 use crate::{Context, Daemon, Engine, Ran, peer};
 
+/// The variable with the program to use instead of the machine's.
+const PROGRAM: &str = "COOPER_TEST_BUILDX";
 /// Debian's release whose package is taken when the machine has no buildx.
 const RELEASE: &str = "trixie";
 
@@ -20,10 +22,13 @@ pub struct Buildx {
 }
 
 impl Buildx {
-    /// Makes the builder, a `remote` one on the daemon's socket.
+    /// Makes the builder, a `remote` one on the daemon's socket; an engine has its own.
     #[track_caller]
     pub fn new(daemon: &Daemon) -> Self {
-        Self::remote(program(), &daemon.address())
+        match daemon.engine() {
+            Some(engine) => Self::of_engine(Self::program(), engine),
+            None => Self::remote(Self::program(), &daemon.address()),
+        }
     }
 
     /// The same with another program.
@@ -35,7 +40,7 @@ impl Buildx {
     /// A `remote` builder on an address, with options of the driver (`cacert=…,cert=…`).
     #[track_caller]
     pub fn with_driver_options(address: &str, options: &str) -> Self {
-        Self::remote_with(program(), address, options)
+        Self::remote_with(Self::program(), address, options)
     }
 
     #[track_caller]
@@ -67,6 +72,34 @@ impl Buildx {
         }
     }
 
+    /// The plug-in, which also runs by itself: the machine's, else the one of a Debian package
+    /// that is unpacked once beside the build output. `COOPER_TEST_BUILDX` names another one.
+    #[track_caller]
+    pub fn program() -> &'static Path {
+        static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+        CHOSEN.get_or_init(|| {
+            if let Some(program) = std::env::var_os(PROGRAM) {
+                return program.into();
+            }
+            let home = std::env::var("HOME").unwrap_or_default();
+            let own = format!("{home}/.docker/cli-plugins");
+            let folders = [
+                own.as_str(),
+                "/usr/local/lib/docker/cli-plugins",
+                "/usr/local/libexec/docker/cli-plugins",
+                "/usr/lib/docker/cli-plugins",
+                "/usr/libexec/docker/cli-plugins",
+            ];
+            let found = folders
+                .iter()
+                .map(|dir| Path::new(dir).join("docker-buildx"));
+            found
+                .into_iter()
+                .find(|path| path.exists())
+                .unwrap_or_else(|| of_release(RELEASE).unwrap_or_else(|error| panic!("{error}")))
+        })
+    }
+
     /// The newest buildx that Debian has.
     ///
     /// # Errors
@@ -85,10 +118,12 @@ impl Buildx {
     /// The same, not started yet.
     pub fn build_command(&self, context: &Path, args: &[&str]) -> Command {
         let mut command = self.command();
-        command
-            .args(["build", "--builder", self.builder.0, "--progress=plain"])
-            .args(args)
-            .arg(context);
+        command.args(["build", "--builder", self.builder.0, "--progress=plain"]);
+        if self.builder.1.is_some() {
+            // The engines of tests have no bridge for steps.
+            command.arg("--network=host");
+        }
+        command.args(args).arg(context);
         command
     }
 
@@ -109,30 +144,6 @@ impl Buildx {
             .stdin(Stdio::null());
         command
     }
-}
-
-/// The plug-in, which also runs by itself: the machine's, else the one of a Debian package
-/// that is unpacked once beside the build output.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let home = std::env::var("HOME").unwrap_or_default();
-        let own = format!("{home}/.docker/cli-plugins");
-        let folders = [
-            own.as_str(),
-            "/usr/local/lib/docker/cli-plugins",
-            "/usr/local/libexec/docker/cli-plugins",
-            "/usr/lib/docker/cli-plugins",
-            "/usr/libexec/docker/cli-plugins",
-        ];
-        let found = folders
-            .iter()
-            .map(|dir| Path::new(dir).join("docker-buildx"));
-        found
-            .into_iter()
-            .find(|path| path.exists())
-            .unwrap_or_else(|| of_release(RELEASE).unwrap_or_else(|error| panic!("{error}")))
-    })
 }
 
 /// The buildx of Debian's `release`.

@@ -45,10 +45,14 @@ impl Client {
         Self::Alone { home: home() }
     }
 
-    /// Both clients of `daemon`.
+    /// Both clients of `daemon`. An engine is reached by buildx alone: twice.
     #[track_caller]
     pub fn of(daemon: &Daemon) -> [Self; 2] {
-        [Self::buildx(daemon), Self::cooper(daemon)]
+        let second = match daemon.engine() {
+            Some(_) => Self::buildx(daemon),
+            None => Self::cooper(daemon),
+        };
+        [Self::buildx(daemon), second]
     }
 
     /// For messages.

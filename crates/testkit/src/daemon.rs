@@ -1,4 +1,4 @@
-//! `cooperd` as a user starts it.
+//! `cooperd` as a user starts it, or the builder that it is compared with.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,10 @@ use nix::unistd::Pid;
 
 use crate::containerd::Containerd;
 use crate::run::{bin, wait_until};
-use crate::{SmallDisk, leak, memory};
+use crate::{Engine, SmallDisk, Store, leak, memory};
+
+/// The variable with the tree of an engine that cases run on instead of `cooperd`.
+const ENGINE: &str = "COOPER_TEST_ENGINE";
 
 /// What tests start it with.
 const OPTIONS: &[&str] = &[
@@ -40,11 +43,15 @@ pub fn by_containerd() -> bool {
 }
 
 /// A daemon with a root folder of its own, stopped and removed when dropped.
+///
+/// `cargo xtask test-e2e --builder docker` makes it Docker's engine, for the cases that ask no
+/// more of it than to build: what a case may ask of `cooperd` alone panics then.
 #[derive(Debug)]
 pub struct Daemon {
     dir: tempfile::TempDir,
     root: PathBuf,
     child: Option<Child>,
+    engine: Option<Engine>,
     config: String,
     options: Vec<String>,
     containerd: Option<Containerd>,
@@ -129,7 +136,16 @@ impl Daemon {
         if let Some(root) = root {
             daemon.root = root;
         }
-        daemon.spawn();
+        match std::env::var_os(ENGINE) {
+            Some(tree) => {
+                assert!(
+                    config.is_empty(),
+                    "an engine takes no configuration of cooperd"
+                );
+                daemon.engine = Some(Engine::start(Path::new(&tree), Store::Containerd));
+            }
+            None => daemon.spawn(),
+        }
         daemon
     }
 
@@ -142,6 +158,7 @@ impl Daemon {
             root: dir.path().join("root"),
             dir,
             child: None,
+            engine: None,
             config: config.to_owned(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             containerd: None,
@@ -152,6 +169,7 @@ impl Daemon {
     /// Starts the process again on the same root, after [`Daemon::stop`] or [`Daemon::kill`].
     #[track_caller]
     pub fn spawn(&mut self) {
+        assert!(self.engine.is_none(), "an engine is not cooperd");
         assert!(self.child.is_none(), "the daemon is still running");
         let config = self.dir.path().join("buildkitd.toml");
         std::fs::write(&config, &self.config).unwrap();
@@ -208,7 +226,15 @@ impl Daemon {
 
     /// The address for clients, `unix://…`.
     pub fn address(&self) -> String {
-        format!("unix://{}", self.socket().display())
+        match &self.engine {
+            Some(engine) => engine.address(),
+            None => format!("unix://{}", self.socket().display()),
+        }
+    }
+
+    /// The engine that it is, if it is one.
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
     }
 
     /// The addresses of the TCP ports that it listens on, as it logged them.
@@ -235,6 +261,9 @@ impl Daemon {
 
     /// What the daemon logged so far.
     pub fn log(&self) -> String {
+        if let Some(engine) = &self.engine {
+            return engine.log();
+        }
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
@@ -245,6 +274,9 @@ impl Daemon {
 
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
+        if let Some(engine) = &mut self.engine {
+            return engine.is_running();
+        }
         let child = self.child.as_mut();
         child.is_some_and(|child| child.try_wait().unwrap().is_none())
     }

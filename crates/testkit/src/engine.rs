@@ -106,6 +106,12 @@ impl Engine {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Whether the process is still there.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     /// The engine's process and that of its containerd.
     pub fn pids(&self) -> Vec<u32> {
         let pid = self.child.as_ref().expect("the engine runs").id();

@@ -34,12 +34,10 @@ impl tonic::service::Interceptor for Named {
 #[derive(Clone)]
 pub(crate) struct Gateway(pub(crate) LlbBridgeClient<InterceptedService<Channel, Named>>);
 
-pub(crate) async fn gateway(bench: &Bench, id: &str) -> Gateway {
-    let path = bench
-        .daemon
-        .address()
-        .trim_start_matches("unix://")
-        .to_owned();
+/// A connection to the daemon.
+pub(crate) async fn channel(bench: &Bench) -> Channel {
+    let address = bench.daemon.address();
+    let path = address.trim_start_matches("unix://").to_owned();
     let connect = tower::service_fn(move |_| {
         let path = path.clone();
         async move {
@@ -48,9 +46,12 @@ pub(crate) async fn gateway(bench: &Bench, id: &str) -> Gateway {
         }
     });
     let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    endpoint.connect_with_connector(connect).await.unwrap()
+}
+
+pub(crate) async fn gateway(bench: &Bench, id: &str) -> Gateway {
     Gateway(LlbBridgeClient::with_interceptor(
-        channel,
+        channel(bench).await,
         Named(id.parse().unwrap()),
     ))
 }
