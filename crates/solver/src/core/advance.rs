@@ -86,7 +86,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             && (0..count).any(|dep| {
                 self.dep_reached(id, dep) >= Want::Slow
                     && (!by_content[dep] || known(self, dep))
-                    && self.edge(id).matched.iter().all(|map| map[dep].is_empty())
+                    && self.edge(id).led.iter().all(|map| map[dep].is_empty())
             });
         if !hopeless || self.edge(id).want < Want::Complete {
             self.want_inputs(id, Want::Slow);
@@ -96,7 +96,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             // Nothing but its content can lead to a result: it is not made to wait for the other
             // inputs, so that independent branches are built at the same time.
             let needed = self.dep_reached(id, dep) >= Want::Slow
-                && self.edge(id).matched.iter().all(|map| map[dep].is_empty());
+                && self.edge(id).led.iter().all(|map| map[dep].is_empty());
             if slow || hopeless || needed {
                 self.compute_content(id, dep);
             }

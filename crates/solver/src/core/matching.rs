@@ -14,8 +14,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
         for map in 0..self.vertex(vertex).maps.len() {
             self.make_room(id, map);
             let found = self.match_map(id, map);
-            for key in found {
-                known |= self.add_key(id, key);
+            for (key, valid) in found {
+                known |= self.add_key(id, key, valid);
             }
         }
         if known {
@@ -33,28 +33,31 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let count = edge.deps.len();
         if edge.matched.len() <= map {
             edge.matched.push(vec![HashSet::new(); count]);
+            edge.led.push(vec![HashSet::new(); count]);
             edge.fresh.push(None);
             for dep in &mut edge.deps {
-                dep.seen.push((0, 0));
+                dep.seen.push((0, 0, 0));
                 dep.content_seen.push(false);
             }
         }
     }
 
-    /// The keys that the map gives now.
-    fn match_map(&mut self, id: EdgeId, map: usize) -> Vec<KeyId> {
+    /// The keys that the map gives now, and which of them count.
+    fn match_map(&mut self, id: EdgeId, map: usize) -> Vec<(KeyId, bool)> {
         let edge = self.edge(id);
         let (vertex, index) = (edge.vertex, edge.index);
         let digest = self.vertex(vertex).maps[map].digest.clone();
         if edge.deps.is_empty() {
             let output = i64::try_from(index).unwrap_or(i64::MAX);
-            return vec![KeyId::root(&digest, output)];
+            return vec![(KeyId::root(&digest, output), true)];
         }
-        let mut new = Vec::new();
+        let (mut new, mut changed) = (Vec::new(), false);
         for dep in 0..edge.deps.len() {
-            new.extend(self.new_dep_keys(id, map, dep));
+            let (keys, more) = self.new_dep_keys(id, map, dep);
+            new.extend(keys);
+            changed |= more;
         }
-        if new.is_empty() {
+        if new.is_empty() && !changed {
             return Vec::new();
         }
         if let Some(fresh) = self.edge(id).fresh[map].clone() {
@@ -64,12 +67,17 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         // All of them are looked up, not only the new ones: others may have added links from
         // the old ones meanwhile.
-        for (key, link) in self.all_dep_keys(id, map) {
+        let all = self.all_dep_keys(id, map);
+        for (key, link, valid) in all.clone() {
             let dep = link.input;
             let mut targets = self.keys.links(&key, &link);
             let end = (key, link);
             targets.extend(self.pending.get(&end).into_iter().flatten().cloned());
-            self.edge_mut(id).matched[map][dep].extend(targets);
+            let edge = self.edge_mut(id);
+            if valid {
+                edge.led[map][dep].extend(targets.iter().cloned());
+            }
+            edge.matched[map][dep].extend(targets);
         }
         let matched = &self.edge(id).matched[map];
         let (first, rest) = matched.split_first().expect("there are inputs");
@@ -79,13 +87,23 @@ impl<O: Clone, E: Clone> Core<O, E> {
             .cloned()
             .collect();
         found.sort();
+        let led = &self.edge(id).led[map];
+        let counts = |key: &KeyId| led.iter().all(|set| set.contains(key));
+        let mut found: Vec<_> = found
+            .into_iter()
+            .map(|key| (key.clone(), counts(&key)))
+            .collect();
         if found.is_empty() && self.edge(id).fresh[map].is_none() && self.all_have_keys(id) {
             let fresh = KeyId::fresh();
             self.edge_mut(id).fresh[map] = Some(fresh.clone());
-            for (key, link) in self.all_dep_keys(id, map) {
+            let counts = (0..self.edge(id).deps.len()).all(|dep| {
+                all.iter()
+                    .any(|(_, link, valid)| *valid && link.input == dep)
+            });
+            for (key, link, _) in all {
                 self.add_pending(key, link, fresh.clone());
             }
-            found.push(fresh);
+            found.push((fresh, counts));
         }
         found
     }
@@ -111,17 +129,22 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
     }
 
-    fn new_dep_keys(&mut self, id: EdgeId, map: usize, dep: usize) -> Vec<(KeyId, Link)> {
+    /// The keys of an input that were not looked at, and whether more of them count than did.
+    fn new_dep_keys(&mut self, id: EdgeId, map: usize, dep: usize) -> (Vec<(KeyId, Link)>, bool) {
         let edge = self.edge(id);
         let input = self.find(edge.deps[dep].edge);
-        let (of, count) = edge.deps[dep].seen[map];
+        let (of, count, counted) = edge.deps[dep].seen[map];
         let count = if of == input { count } else { 0 };
+        let valid = match self.built_anew(input) {
+            true => 0,
+            false => self.edge(input).valid.len(),
+        };
         let ids = &self.edge(input).ids;
         let mut new: Vec<_> = ids[count..]
             .iter()
             .map(|key| (key.clone(), self.link(id, map, dep, false)))
             .collect();
-        let now = (input, ids.len());
+        let now = (input, ids.len(), valid);
         let content = &self.vertex(edge.vertex).content[dep];
         let mut content_seen = edge.deps[dep].content_seen[map];
         if let (Content::Known(key), false) = (content, content_seen) {
@@ -131,18 +154,27 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let state = &mut self.edge_mut(id).deps[dep];
         state.seen[map] = now;
         state.content_seen[map] = content_seen;
-        new
+        (new, of != input || counted != valid)
     }
 
-    fn all_dep_keys(&self, id: EdgeId, map: usize) -> Vec<(KeyId, Link)> {
+    fn built_anew(&self, id: EdgeId) -> bool {
+        self.vertex(self.edge(id).vertex).spec.ignore_cache
+    }
+
+    /// The keys of all inputs, and which of them count.
+    fn all_dep_keys(&self, id: EdgeId, map: usize) -> Vec<(KeyId, Link, bool)> {
         let edge = self.edge(id);
         let mut all = Vec::new();
         for (index, dep) in edge.deps.iter().enumerate() {
-            for key in &self.edge(self.find(dep.edge)).ids {
-                all.push((key.clone(), self.link(id, map, index, false)));
+            let input = self.find(dep.edge);
+            let anew = self.built_anew(input);
+            let input = self.edge(input);
+            for key in &input.ids {
+                let valid = !anew && input.valid.contains(key);
+                all.push((key.clone(), self.link(id, map, index, false), valid));
             }
             if let Content::Known(key) = &self.vertex(edge.vertex).content[index] {
-                all.push((key.clone(), self.link(id, map, index, true)));
+                all.push((key.clone(), self.link(id, map, index, true), true));
             }
         }
         all
@@ -160,19 +192,25 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
     }
 
-    /// Takes a key for the edge; says whether it is new.
-    fn add_key(&mut self, id: EdgeId, key: KeyId) -> bool {
-        if self.edge(id).ids.contains(&key) {
+    /// Takes a key for the edge; says whether it is new, or counts only now.
+    fn add_key(&mut self, id: EdgeId, key: KeyId, valid: bool) -> bool {
+        let edge = self.edge(id);
+        let (known, counts) = (edge.ids.contains(&key), edge.valid.contains(&key));
+        if known && (counts || !valid) {
             return false;
         }
-        let ignore = self.vertex(self.edge(id).vertex).spec.ignore_cache;
-        let mut records = if ignore {
+        let mut records = if !valid || self.built_anew(id) {
             Vec::new()
         } else {
             self.keys.results(&key)
         };
         let edge = self.edge_mut(id);
-        edge.ids.push(key);
+        if valid {
+            edge.valid.insert(key.clone());
+        }
+        if !known {
+            edge.ids.push(key);
+        }
         records.retain(|record| {
             !edge.tried.contains(&record.id)
                 && !edge.records.iter().any(|known| known.id == record.id)
@@ -191,7 +229,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
         for key in keys {
             match self.by_key.get(&key).map(|other| self.find(*other)) {
                 Some(other) if other != id => {
-                    if same.is_none() && self.may_merge(id, other) {
+                    let counts = |edge: EdgeId| self.edge(edge).valid.contains(&key);
+                    if same.is_none() && counts(id) && counts(other) && self.may_merge(id, other) {
                         same = Some(other);
                     }
                 }
@@ -264,7 +303,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         // The keys that only the merged edge had are the other one's too.
         for key in self.edge(from).ids.clone() {
-            self.add_key(to, key.clone());
+            let valid = self.edge(from).valid.contains(&key);
+            self.add_key(to, key.clone(), valid);
             self.by_key.entry(key).or_insert(to);
         }
         self.want(to, want.max(Want::Fast));
@@ -279,10 +319,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let maps = self.vertex(edge.vertex).maps.len();
         let mut links = Vec::new();
         for map in 0..maps {
-            let from_kept = self
-                .all_dep_keys(id, map)
-                .into_iter()
-                .filter(|(key, _)| !self.pending_of.contains_key(key));
+            let all = self.all_dep_keys(id, map).into_iter();
+            let all = all.map(|(key, link, _)| (key, link));
+            let from_kept = all.filter(|(key, _)| !self.pending_of.contains_key(key));
             links.extend(from_kept);
         }
         for key in ids {

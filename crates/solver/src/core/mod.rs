@@ -153,8 +153,14 @@ pub(crate) struct EdgeState<O, E> {
     deps: Vec<Dep>,
     /// For each map and each input: the keys that its keys lead to.
     matched: Vec<Vec<HashSet<KeyId>>>,
+    /// The same for those keys of the input that count ([`EdgeState::valid`]).
+    led: Vec<Vec<HashSet<KeyId>>>,
     /// Its keys in the order in which they were found; those of inputs grow too.
     ids: Vec<KeyId>,
+    /// Those that were come to without an input that is built anew: results that others kept
+    /// under them are this edge's. What comes of an input that is built anew is known by its
+    /// content alone, and its other keys only name what is to be kept.
+    valid: HashSet<KeyId>,
     /// For each map: a key of its own, when none was found.
     fresh: Vec<Option<KeyId>>,
     /// Results that were found and not tried, the newest last.
@@ -171,8 +177,9 @@ pub(crate) struct EdgeState<O, E> {
 /// An input of an edge, and how far its keys were looked at.
 struct Dep {
     edge: EdgeId,
-    /// For each map: the edge that the keys are of, and how many of them were looked at.
-    seen: Vec<(EdgeId, usize)>,
+    /// For each map: the edge that the keys are of, and how many of them were looked at, of
+    /// all and of those that count.
+    seen: Vec<(EdgeId, usize, usize)>,
     /// For each map: whether the key from content was looked at.
     content_seen: Vec<bool>,
 }

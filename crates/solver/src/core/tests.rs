@@ -377,3 +377,28 @@ fn a_failure_is_tried_again_when_it_is_asked_for_again() {
     world.run();
     assert!(world.replies[&2].is_ok());
 }
+
+/// Whoever takes an input that is built anew is not served with what came of the former one,
+/// unless its content is the same and the content is what it looks at.
+#[test]
+fn what_comes_of_an_input_that_is_built_anew_is_found_by_its_content_alone() {
+    let mut kept = Kept::default();
+    // The fourth looks at its inputs' definitions alone, the others at their content.
+    let mut graph = consistent(vec![
+        node(3, vec![]),
+        node(6, vec![0]),
+        node(4, vec![1]),
+        node(7, vec![1]),
+        node(8, vec![2, 3]),
+    ]);
+    assert_eq!(build(&mut kept, 1, "a", &graph).len(), 5);
+    graph[1].anew = true;
+    let executed = build(&mut kept, 1, "a", &graph);
+    assert_eq!(executed.len(), 2, "{executed:?}");
+    assert!(
+        executed[0].starts_with("4 ") && executed[1].starts_with("6 "),
+        "{executed:?}"
+    );
+    graph[1].anew = false;
+    assert_eq!(build(&mut kept, 1, "a", &graph).len(), 0);
+}
