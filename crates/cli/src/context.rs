@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cooper_session::Tree;
-use cooper_session::serve::Services;
+use cooper_session::content::LAYOUT;
+use cooper_session::serve::{Layout, Services};
 use tempfile::TempDir;
 
 /// The largest Dockerfile on standard input, in bytes.
@@ -75,14 +76,10 @@ pub(crate) fn find(context: &str, file: Option<&str>) -> Result<Context> {
 
 /// A named context: what the frontend is told of it. A directory is offered by the session.
 pub(crate) fn named(name: &str, source: &str, services: &mut Services) -> Result<String> {
-    let schemes = [
-        "docker-image://",
-        "oci-layout://",
-        "target:",
-        "http://",
-        "https://",
-        "git@",
-    ];
+    if let Some(layout) = source.strip_prefix("oci-layout://") {
+        return oci_layout(name, layout, services);
+    }
+    let schemes = ["docker-image://", "target:", "http://", "https://", "git@"];
     if schemes.iter().any(|scheme| source.starts_with(scheme)) || is_remote(source) {
         return Ok(source.to_owned());
     }
@@ -94,6 +91,34 @@ pub(crate) fn named(name: &str, source: &str, services: &mut Services) -> Result
         .dirs
         .insert(name.to_owned(), Tree::new(dir).owned_by_root());
     Ok(format!("local:{name}"))
+}
+
+/// Offers the image layout `PATH[:TAG][@DIGEST]` under a name that no other has.
+fn oci_layout(name: &str, layout: &str, services: &mut Services) -> Result<String> {
+    let (rest, digest) = match layout.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest.to_owned())),
+        None => (layout, None),
+    };
+    let (path, tag) = match rest.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (rest, None),
+    };
+    let dir = Path::new(path);
+    if !dir.is_dir() {
+        bail!("failed to get build context {name}: path {path:?} not found");
+    }
+    let digest = match digest {
+        Some(digest) => digest,
+        None => cooper_client::layout::digest(dir, tag)
+            .with_context(|| format!("failed to get build context {name}"))?,
+    };
+    let store = format!("layout-{}", services.layouts.len());
+    let layout = Layout {
+        dir: dir.to_owned(),
+        writable: false,
+    };
+    services.layouts.insert(format!("{LAYOUT}{store}"), layout);
+    Ok(format!("oci-layout://{store}@{digest}"))
 }
 
 /// Whether the daemon gets it itself: a repository, or a file on the web.

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use cooper_client::{DockerConfig, Solve};
 use cooper_proto::control::{CacheOptions, Exporter};
 use cooper_session::Tree;
+use cooper_session::content::{EXPORT, LAYOUT};
+use cooper_session::serve::Layout;
 
 use crate::args::BuildArgs;
 use crate::context::{self, Context};
@@ -34,8 +36,16 @@ pub(crate) fn solve(args: &BuildArgs, context: Option<&Context>) -> Result<Solve
         let tree = Tree::new(dir).owned_by_root();
         solve.services.dirs.insert(name.to_owned(), tree);
     }
-    if let Some(spec) = args.oci_layouts.first() {
-        bail!("--oci-layout {spec}: OCI layouts of the client are not supported");
+    for (name, dir) in named("oci-layout", &args.oci_layouts)? {
+        if !Path::new(dir).is_dir() {
+            bail!("--oci-layout {name}={dir}: no such directory");
+        }
+        let layout = Layout {
+            dir: dir.into(),
+            writable: false,
+        };
+        let layouts = &mut solve.services.layouts;
+        layouts.insert(format!("{LAYOUT}{name}"), layout);
     }
     match (context, &args.frontend) {
         (Some(context), frontend) => {
@@ -159,6 +169,7 @@ fn exports(args: &BuildArgs, solve: &mut Solve) -> Result<()> {
             kind,
             attrs,
             output,
+            layout,
         } = export;
         if index == 0 {
             // Daemons of before there were several read these.
@@ -167,6 +178,14 @@ fn exports(args: &BuildArgs, solve: &mut Solve) -> Result<()> {
         }
         if let Some(output) = output {
             solve.services.outputs.insert(index, output);
+        }
+        if let Some(dir) = layout {
+            let writable = true;
+            let layout = Layout { dir, writable };
+            let layouts = &mut solve.services.layouts;
+            if layouts.insert(EXPORT.to_owned(), layout).is_some() {
+                bail!("only one output can be written with tar=false");
+            }
         }
         solve.request.exporters.push(Exporter {
             r#type: kind,
@@ -277,7 +296,7 @@ mod tests {
                 &["--local", "x=/no/such/dir"],
                 "/no/such/dir is no directory",
             ),
-            (&["--oci-layout", "x=/"], "not supported"),
+            (&["--oci-layout", "x=/none"], "no such directory"),
             (&["--registry-auth-tlscontext", "ca=x"], "requires host="),
             (&["--source-policy-file", "/no/such/file"], "/no/such/file"),
         ];

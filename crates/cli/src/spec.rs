@@ -17,6 +17,8 @@ pub(crate) struct Export {
     pub(crate) attrs: BTreeMap<String, String>,
     /// Where its result goes on this side; `None` when it goes nowhere here.
     pub(crate) output: Option<Output>,
+    /// The image layout that it writes blobs to, if it does.
+    pub(crate) layout: Option<PathBuf>,
 }
 
 /// The exporters of `--output`, `--tag` and `--push`.
@@ -30,6 +32,7 @@ pub(crate) fn exports(outputs: &[String], tags: &[String], push: bool) -> Result
             kind: "image".to_owned(),
             attrs: BTreeMap::new(),
             output: None,
+            layout: None,
         });
     }
     if push && !exports.iter().any(|export| export.kind == "image") {
@@ -83,18 +86,35 @@ fn export(text: &str) -> Result<Export> {
             if dir.exists() && !dir.is_dir() {
                 bail!("destination directory {} is a file", dir.display());
             }
+            let mirror = attrs.get("mode").is_some_and(|mode| mode == "delete");
+            let output = if mirror {
+                Output::Mirror(dir)
+            } else {
+                Output::Dir(dir)
+            };
             Ok(Export {
                 kind,
                 attrs,
-                output: Some(Output::Dir(dir)),
+                output: Some(output),
+                layout: None,
             })
         }
-        "tar" | "oci" | "docker" => {
-            if attrs.get("tar").is_some_and(|tar| tar == "false") {
-                bail!("tar=false is not supported for output {kind}");
+        "oci" | "docker" if attrs.get("tar").is_some_and(|tar| tar == "false") => {
+            if dest.is_empty() || dest == "-" {
+                bail!("dest is required for {kind} exporter with tar=false");
             }
-            stream(&kind, attrs, &dest)
+            let dir = PathBuf::from(dest);
+            if dir.exists() && !dir.is_dir() {
+                bail!("destination directory {} is a file", dir.display());
+            }
+            Ok(Export {
+                kind,
+                attrs,
+                output: None,
+                layout: Some(dir),
+            })
         }
+        "tar" | "oci" | "docker" => stream(&kind, attrs, &dest),
         "registry" | "image" => {
             if !dest.is_empty() {
                 bail!("dest is not supported for output {kind}");
@@ -106,12 +126,14 @@ fn export(text: &str) -> Result<Export> {
                 kind: "image".to_owned(),
                 attrs,
                 output: None,
+                layout: None,
             })
         }
         _ => Ok(Export {
             kind,
             attrs,
             output: None,
+            layout: None,
         }),
     }
 }
@@ -132,6 +154,7 @@ fn stream(kind: &str, attrs: BTreeMap<String, String>, dest: &str) -> Result<Exp
         kind: kind.to_owned(),
         attrs,
         output: Some(output),
+        layout: None,
     })
 }
 

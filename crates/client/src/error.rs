@@ -37,6 +37,14 @@ pub enum ClientError {
     /// The caller gave up.
     #[error("failed to solve: Canceled: context canceled")]
     Cancelled,
+    /// The index of a layout that a result was written to cannot be written.
+    #[error("failed to write {}", path.display())]
+    Layout {
+        /// The index.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A configuration file cannot be read.
     #[error("failed to read {path}")]
     Config {

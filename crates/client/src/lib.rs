@@ -31,6 +31,7 @@ mod client;
 mod credentials;
 mod error;
 mod helper;
+pub mod layout;
 mod secrets;
 mod solve;
 mod source;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cooper_proto::control::{SolveRequest, SolveResponse, StatusResponse};
 use cooper_session::SessionMeta;
+use cooper_session::content::EXPORT;
 use cooper_session::serve::Services;
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -32,7 +33,8 @@ pub struct Solve {
 }
 
 impl Client {
-    /// Builds; `progress` gets what the daemon says of it, in order, to the end.
+    /// Builds; `progress` gets what the daemon says of it, in order, to the end. An image whose
+    /// blobs went to the layout `export` of the services is entered into the layout's index.
     ///
     /// # Errors
     /// The daemon's error (see [`ClientError::sources`]), or [`ClientError::Cancelled`].
@@ -86,7 +88,12 @@ impl Client {
             answer
         };
         let (answer, ()) = tokio::join!(boxed(building), boxed(session));
-        answer
+        let answer = answer?;
+        // The daemon wrote blobs; what they are called is for the client to write down.
+        if let Some(layout) = solve.services.layouts.get(EXPORT) {
+            crate::layout::enter(&layout.dir, &answer)?;
+        }
+        Ok(answer)
     }
 
     async fn follow(

@@ -32,6 +32,7 @@ pub const LLB: &[&str] = &[
     "source.http.perm",
     "soruce.http.uidgid",
     "source.http.header",
+    "source.ocilayout",
     "exec.meta.base",
     "exec.meta.cgroup.parent",
     "exec.meta.network",
@@ -99,6 +100,7 @@ pub const GATEWAY: &[&str] = &[
     "gateway.evaluate",
     "gateway.warnings",
     "source.metaresolver",
+    "source.metaresolver.http.checksumrequest",
 ];
 
 /// [`LLB`] as a set.

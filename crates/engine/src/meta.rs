@@ -1,15 +1,20 @@
 //! Finding out about sources without fetching them; users see it as a vertex.
 
-use cooper_frontend::{FrontendError, ImageOptions, ResolvedImage, ResolvedSource, SourceOptions};
+use cooper_frontend::{
+    FrontendError, ImageOptions, ResolvedHttp, ResolvedImage, ResolvedSource, SourceOptions,
+};
 use cooper_llb::platform;
+use cooper_proto::gateway::checksum_request::ChecksumAlgo;
 use cooper_proto::{gateway, pb};
-use cooper_source::{ResolveMode, ResolvedConfig};
+use cooper_source::image::{Layout, OCI_LAYOUT};
+use cooper_source::{
+    ChecksumAlgorithm, ChecksumRequest, Identifier, ImageResolver, Metadata, MetadataRequest,
+    ResolveMode, ResolvedConfig, SourceContext, SourceError,
+};
 
 use crate::EngineError;
 use crate::build::Build;
 use crate::shown::Shown;
-
-const IMAGE: &str = "docker-image://";
 
 /// Digest and configuration of an image.
 pub(crate) async fn image_config(
@@ -17,21 +22,21 @@ pub(crate) async fn image_config(
     reference: &str,
     options: ImageOptions,
 ) -> Result<ResolvedImage, FrontendError> {
-    if options.oci_layout.is_some() {
-        let message = format!("oci-layout source {reference} is not supported by this builder");
-        return Err(FrontendError::invalid(message));
-    }
     let name = match options.log_name.as_str() {
         "" => format!("resolve image config for {reference}"),
         name => name.to_owned(),
     };
-    let found = config(
+    let layout = options.oci_layout.map(|layout| Layout {
+        session: layout.session_id,
+        store: layout.store_id,
+    });
+    let look = Look {
         build,
+        images: images(build, layout),
         reference,
-        options.platform.as_ref(),
-        &options.resolve_mode,
-        &name,
-    );
+        name: &name,
+    };
+    let found = look.config(options.platform.as_ref(), &options.resolve_mode);
     let found = found.await?;
     Ok(ResolvedImage {
         reference: reference.to_owned(),
@@ -40,30 +45,69 @@ pub(crate) async fn image_config(
     })
 }
 
-async fn config(
-    build: &Build,
-    reference: &str,
-    platform: Option<&pb::Platform>,
-    mode: &str,
-    name: &str,
-) -> Result<ResolvedConfig, FrontendError> {
-    let mode = ResolveMode::parse(mode).map_err(FrontendError::invalid)?;
-    let platform = platform.unwrap_or(&build.env.platform);
-    let id = format!("{reference}{}", platform::format(platform));
-    let shown = Shown::begin(build.sink.clone(), &id, name);
+fn images(build: &Build, layout: Option<Layout>) -> ImageResolver {
     let images = &build.engine.worker().images;
-    let found = images.config(reference, platform, mode, &build.sessions);
-    shown.end(found.await).map_err(source_error)
+    match layout {
+        Some(layout) => images.in_layout(layout),
+        None => images.clone(),
+    }
 }
 
+/// A look at an image.
+struct Look<'a> {
+    build: &'a Build,
+    images: ImageResolver,
+    reference: &'a str,
+    /// What users read.
+    name: &'a str,
+}
+
+impl Look<'_> {
+    async fn config(
+        &self,
+        platform: Option<&pb::Platform>,
+        mode: &str,
+    ) -> Result<ResolvedConfig, FrontendError> {
+        let (build, reference) = (self.build, self.reference);
+        let mode = ResolveMode::parse(mode).map_err(FrontendError::invalid)?;
+        let platform = platform.unwrap_or(&build.env.platform);
+        let id = format!("{reference}{}", platform::format(platform));
+        let shown = Shown::begin(build.sink.clone(), &id, self.name);
+        let found = self
+            .images
+            .config(reference, platform, mode, &build.sessions);
+        shown.end(found.await).map_err(source_error)
+    }
+
+    async fn image(&self, options: &SourceOptions) -> Result<ResolvedImageMeta, FrontendError> {
+        let mut image = ResolvedImageMeta::default();
+        if options.no_config {
+            let build = self.build;
+            let shown = Shown::begin(build.sink.clone(), self.reference, self.name);
+            let found = self.images.digest(self.reference, &build.sessions).await;
+            let found = shown.end(found).map_err(source_error)?;
+            image.digest = found.digest().to_string();
+        } else {
+            let platform = options.platform.as_ref();
+            let found = self.config(platform, &options.resolve_mode).await?;
+            image.digest = found.digest.to_string();
+            image.config = found.config.to_vec();
+        }
+        Ok(image)
+    }
+}
+
+type ResolvedImageMeta = gateway::ResolveSourceImageResponse;
+
 /// The place belongs to whoever asked; the text is the source's own.
-fn source_error(error: cooper_source::SourceError) -> FrontendError {
+fn source_error(error: SourceError) -> FrontendError {
     let error = EngineError::from(error);
     FrontendError::bridge(error.to_string(), error)
 }
 
-/// What is known of a source: of an image its digest and configuration. Of others nothing can
-/// be known beforehand, and they come back as they were asked for.
+/// What is known of a source: of an image its digest and configuration, of a repository the
+/// commit, of a download its digest. Of others nothing can be known beforehand, and they come
+/// back as they were asked for.
 pub(crate) async fn source_meta(
     build: &Build,
     source: &pb::SourceOp,
@@ -73,37 +117,74 @@ pub(crate) async fn source_meta(
         source: source.clone(),
         ..ResolvedSource::default()
     };
-    if let Some(reference) = source.identifier.strip_prefix(IMAGE) {
-        let name = match options.log_name.as_str() {
-            "" => format!("resolve source metadata for {}", source.identifier),
-            name => name.to_owned(),
-        };
-        let platform = options.platform.as_ref();
-        let mut image = gateway::ResolveSourceImageResponse::default();
-        if options.no_config {
+    let name = match options.log_name.as_str() {
+        "" => format!("resolve source metadata for {}", source.identifier),
+        name => name.to_owned(),
+    };
+    let platform = options.platform.as_ref().unwrap_or(&build.env.platform);
+    let id = Identifier::parse(&source.identifier, source.attrs.clone(), platform.clone());
+    let id = id.map_err(source_error)?;
+    let layout = match id.scheme.as_str() {
+        cooper_source::image::IMAGE => None,
+        OCI_LAYOUT => Some(cooper_source::image::layout(&id)),
+        _ => {
+            let sources = &build.env.sources;
+            let instance = sources.open(source, platform).map_err(source_error)?;
+            let request = MetadataRequest {
+                objects: options.return_object,
+                checksum: options.checksum.as_ref().map(checksum).transpose()?,
+            };
             let shown = Shown::begin(build.sink.clone(), &source.identifier, &name);
-            let images = &build.engine.worker().images;
-            let found = images.digest(reference, &build.sessions).await;
-            let found = shown.end(found).map_err(source_error)?;
-            image.digest = found.digest().to_string();
-        } else {
-            let found = config(build, reference, platform, &options.resolve_mode, &name).await?;
-            image.digest = found.digest.to_string();
-            image.config = found.config.to_vec();
+            let cx = SourceContext {
+                sessions: build.sessions.clone(),
+                progress: shown.progress(),
+            };
+            let found = shown.end(instance.metadata(&cx, &request).await);
+            match found.map_err(source_error)? {
+                Some(Metadata::Git(git)) => {
+                    resolved.git = Some(gateway::ResolveSourceGitResponse {
+                        checksum: git.checksum,
+                        r#ref: git.reference,
+                        commit_checksum: git.commit_checksum,
+                        commit_object: git.commit_object,
+                        tag_object: git.tag_object,
+                    });
+                }
+                Some(Metadata::Http(http)) => {
+                    resolved.http = Some(ResolvedHttp {
+                        checksum: http.checksum,
+                        filename: http.filename,
+                        last_modified: http.last_modified,
+                        requested: http.requested,
+                    });
+                }
+                _ => {}
+            }
+            return Ok(resolved);
         }
-        resolved.image = Some(image);
-        return Ok(resolved);
+    };
+    let look = Look {
+        build,
+        images: images(build, layout),
+        reference: &id.reference,
+        name: &name,
+    };
+    resolved.image = Some(look.image(&options).await?);
+    Ok(resolved)
+}
+
+fn checksum(request: &gateway::ChecksumRequest) -> Result<ChecksumRequest, FrontendError> {
+    let algorithm = match request.algo() {
+        ChecksumAlgo::Sha256 => ChecksumAlgorithm::Sha256,
+        ChecksumAlgo::Sha384 => ChecksumAlgorithm::Sha384,
+        ChecksumAlgo::Sha512 => ChecksumAlgorithm::Sha512,
+    };
+    if ChecksumAlgo::try_from(request.algo).is_err() {
+        let message = format!("unsupported checksum algorithm {}", request.algo);
+        return Err(FrontendError::invalid(message));
     }
-    let scheme = source
-        .identifier
-        .split_once("://")
-        .map(|(scheme, _)| scheme);
-    match scheme {
-        // What a caller asks of these cannot be left out of the answer.
-        Some("http" | "https" | "git") => Err(FrontendError::invalid(format!(
-            "metadata of {} cannot be resolved by this builder",
-            source.identifier
-        ))),
-        _ => Ok(resolved),
-    }
+    Ok(ChecksumRequest {
+        algorithm,
+        suffix: request.suffix.clone(),
+    })
 }

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use cooper_content::{Blob, BlobReader, Digest};
 use cooper_registry::Reference;
+use cooper_session::content::{EXPORT, Store};
 use serde::Serialize;
 use sha2::Digest as _;
 use tar::{EntryType, Header};
@@ -35,6 +36,8 @@ pub(crate) struct ArchiveExporter {
     variant: Variant,
     options: ImageOptions,
     index: usize,
+    /// One tar, or else the blobs alone into a layout that the client keeps.
+    tar: bool,
     metadata: Attrs,
 }
 
@@ -45,18 +48,15 @@ impl ArchiveExporter {
         index: usize,
     ) -> Result<Self, ExportError> {
         let options = ImageOptions::take(&mut attrs)?;
-        if let Some(value) = attrs.remove("tar")
-            && !parse_flag("tar", &value)?
-        {
-            return Err(ExportError::Unsupported {
-                key: "tar".into(),
-                value,
-            });
-        }
+        let tar = match attrs.remove("tar") {
+            Some(value) => parse_flag("tar", &value)?,
+            None => true,
+        };
         Ok(Self {
             variant,
             options,
             index,
+            tar,
             metadata: attrs,
         })
     }
@@ -109,11 +109,36 @@ impl Exporter for ArchiveExporter {
             response.insert("image.name".into(), names.join(","));
         }
         image.fetch_layers(cx).await?;
+        if !self.tar {
+            send_layout(&image, cx).await?;
+            return Ok(response);
+        }
         let archive = self.archive(&image, &names, cx).await?;
         let _status = cx.progress.status("sending tarball", "");
         stream::send(cx, self.index, &response, move |out| archive.write(out)).await?;
         Ok(response)
     }
+}
+
+/// Writes the blobs of `image` into the layout that the client keeps, what names others after
+/// what it names. The client writes the layout's index: it is told all that belongs there.
+async fn send_layout(image: &Image, cx: &ExportContext) -> Result<(), ExportError> {
+    let session = stream::session(cx).await?;
+    let store = Store::new(&session, EXPORT).map_err(ExportError::session)?;
+    let content = cx.cache.content();
+    for digest in image.blobs_by_need() {
+        let failed = ExportError::content(format!("open {digest} to send it"));
+        let blob: Arc<dyn Blob> = Arc::from(content.open(&digest).await.map_err(failed)?);
+        let size = blob.size();
+        let _status = cx.progress.status(&format!("sending {digest}"), "");
+        let write = move |out: &mut dyn Write| {
+            let copied = io::copy(&mut BlobReader::new(blob), out);
+            copied.map_err(ExportError::io("send", "the blob"))?;
+            Ok(())
+        };
+        stream::send_blob(&store, &digest, size, write).await?;
+    }
+    Ok(())
 }
 
 impl ArchiveExporter {
@@ -402,13 +427,35 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_without_a_tar_is_not_made() {
+    fn a_layout_needs_no_tar() {
         let attrs = |value: &str| Attrs::from([("tar".to_owned(), value.to_owned())]);
-        assert!(ArchiveExporter::new(Variant::Oci, attrs("true"), 0).is_ok());
-        let error = ArchiveExporter::new(Variant::Oci, attrs("false"), 0).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "exporter attribute tar=false is not supported"
+        let tar = |value| ArchiveExporter::new(Variant::Oci, attrs(value), 0).map(|made| made.tar);
+        assert!(tar("true").unwrap() && tar("").unwrap());
+        assert!(!tar("false").unwrap());
+        let error = tar("no").unwrap_err().to_string();
+        assert!(
+            error.starts_with("non-bool value specified for tar"),
+            "{error}"
         );
+    }
+
+    #[test]
+    fn blobs_are_sent_before_what_names_them() {
+        let layer = Described::of("layer", b"l");
+        let mut image = image(b"c", b"m");
+        let blob = cooper_cache::Layer {
+            descriptor: layer.descriptor(),
+            diff_id: layer.digest.clone(),
+            sources: Vec::new(),
+        };
+        for _ in 0..2 {
+            image.parts[0].layers.push((layer.clone(), blob.clone()));
+        }
+        image.root = Described::of("index", b"i");
+        let order: Vec<_> = [&b"l"[..], b"c", b"m", b"i"]
+            .into_iter()
+            .map(cooper_content::digest_of)
+            .collect();
+        assert_eq!(image.blobs_by_need(), order);
     }
 }

@@ -89,6 +89,8 @@ pub(crate) struct ImageOptions {
     /// Keep the media types that say that a layer must not be pushed.
     pub(crate) keep_nondistributable: bool,
     pub(crate) epoch: Epoch,
+    /// Files of new layers are not newer than the epoch either.
+    pub(crate) rewrite_times: bool,
     pub(crate) annotations: Annotations,
 }
 
@@ -103,12 +105,7 @@ impl ImageOptions {
         };
         let oci_types = flag("oci-mediatypes", true)?;
         let force = flag("force-compression", false)?;
-        if flag("rewrite-timestamp", false)? {
-            return Err(ExportError::Unsupported {
-                key: "rewrite-timestamp".into(),
-                value: "true".into(),
-            });
-        }
+        let rewrite_times = flag("rewrite-timestamp", false)?;
         // These speak of attestations and of the withdrawn build information.
         for ignored in [
             "attestation-inline",
@@ -131,6 +128,7 @@ impl ImageOptions {
             },
             keep_nondistributable,
             epoch,
+            rewrite_times,
             annotations,
         })
     }
@@ -189,6 +187,7 @@ mod tests {
             ("compression-level", "9"),
             ("force-compression", ""),
             ("annotation.x", "y"),
+            ("rewrite-timestamp", "true"),
             ("buildinfo", "true"),
             ("push", "true"),
         ]);
@@ -201,6 +200,7 @@ mod tests {
             force: true,
         };
         assert_eq!(options.compression, expected);
+        assert!(options.rewrite_times);
         let defaults = ImageOptions::take(&mut Attrs::new()).unwrap();
         assert!(defaults.oci_types);
         assert_eq!(defaults.compression, CompressionOptions::default());
@@ -218,11 +218,6 @@ mod tests {
                 "compression-level",
                 "x",
                 "non-integer value x specified for compression-level",
-            ),
-            (
-                "rewrite-timestamp",
-                "true",
-                "exporter attribute rewrite-timestamp=true is not supported",
             ),
             ("source-date-epoch", "x", "invalid SOURCE_DATE_EPOCH: \"x\""),
         ] {

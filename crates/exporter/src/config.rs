@@ -144,6 +144,25 @@ fn parse(text: &[u8]) -> Result<Map<String, Value>, ExportError> {
     }
 }
 
+/// The digests of the layers that an image's configuration names; none of no configuration.
+pub(crate) fn diff_ids(config: Option<&[u8]>) -> Result<Vec<Digest>, ExportError> {
+    let Some(config) = config else {
+        return Ok(Vec::new());
+    };
+    #[derive(Default, Deserialize)]
+    struct Rootfs {
+        #[serde(default)]
+        diff_ids: Option<Vec<Digest>>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        rootfs: Rootfs,
+    }
+    let config: Config = serde_json::from_slice(config).map_err(invalid)?;
+    Ok(config.rootfs.diff_ids.unwrap_or_default())
+}
+
 fn history_of(config: &Map<String, Value>) -> Result<Vec<History>, ExportError> {
     let history = config.get("history").cloned().unwrap_or(Value::Null);
     let history: Option<Vec<History>> = serde_json::from_value(history).map_err(invalid)?;

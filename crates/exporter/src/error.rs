@@ -42,13 +42,19 @@ pub enum ExportError {
         /// The name of the compression.
         kind: String,
     },
-    /// An attribute asks for what is not done.
-    #[error("exporter attribute {key}={value} is not supported")]
-    Unsupported {
-        /// The attribute.
-        key: String,
-        /// Its value.
-        value: String,
+    /// Two attributes cannot be had together.
+    #[error("exporter option {first:?} conflicts with {second:?}")]
+    Conflict {
+        /// The one.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// Files are to be put into the client's folder in a way that is not known.
+    #[error("invalid local exporter mode {mode:?}")]
+    Mode {
+        /// The way.
+        mode: String,
     },
     /// The time of SOURCE_DATE_EPOCH is not a number of seconds.
     #[error("invalid SOURCE_DATE_EPOCH: {value:?}")]

@@ -43,18 +43,24 @@ impl FileOptions {
 pub(crate) struct LocalExporter {
     options: FileOptions,
     index: usize,
+    /// The client removes what it has and is not sent: all has to come at once.
+    delete: bool,
 }
 
 impl LocalExporter {
     pub(crate) fn new(mut attrs: Attrs, index: usize) -> Result<Self, ExportError> {
         let options = FileOptions::take(&mut attrs, "platform-split")?;
-        if attrs.get("mode").is_some_and(|mode| mode != "copy") {
-            return Err(ExportError::Unsupported {
-                key: "mode".into(),
-                value: attrs.remove("mode").unwrap_or_default(),
-            });
-        }
-        Ok(Self { options, index })
+        let mode = attrs.remove("mode").unwrap_or_default();
+        let delete = match mode.trim().to_lowercase().as_str() {
+            "" | "copy" => false,
+            "delete" => true,
+            _ => return Err(ExportError::Mode { mode }),
+        };
+        Ok(Self {
+            options,
+            index,
+            delete,
+        })
     }
 }
 
@@ -90,12 +96,23 @@ impl Exporter for LocalExporter {
         if !split && states.len() > 1 {
             refuse_overwriting(&states).await?;
         }
+        if self.delete {
+            // In the order of their names.
+            states.sort_by_key(State::folder);
+            let trees = states.iter().map(|state| tree_of(state, split)).collect();
+            let label = "copying files".to_owned();
+            self.send(&session, trees, label, cx).await?;
+            return states
+                .into_iter()
+                .try_for_each(State::close)
+                .map(|()| Response::new());
+        }
         let sent = states.iter().map(|state| {
             let label = match split {
                 true => format!("copying files {}", state.id),
                 false => "copying files".to_owned(),
             };
-            self.send(&session, state, split, label, cx)
+            self.send(&session, vec![tree_of(state, split)], label, cx)
         });
         try_join_all(sent).await?;
         for state in states {
@@ -109,24 +126,28 @@ impl LocalExporter {
     async fn send(
         &self,
         session: &Session,
-        state: &State,
-        split: bool,
+        trees: Vec<Tree>,
         label: String,
         cx: &ExportContext,
     ) -> Result<(), ExportError> {
-        let mut tree = Tree::new(state.path());
-        if split {
-            tree.under = state.folder();
-        }
-        if let Some(epoch) = state.epoch {
-            let time = i64::try_from(epoch.unix_timestamp_nanos()).unwrap_or(i64::MAX);
-            tree.map = Some(Arc::new(move |stat| stat.mod_time = time));
-        }
         let watch = Arc::new(Progress::new(cx.progress.status(&label, "transferring")));
-        filesync::send_dir(session, self.index, vec![tree], watch)
+        filesync::send_dir(session, self.index, trees, self.delete, watch)
             .await
             .map_err(ExportError::session)
     }
+}
+
+/// What a client is sent of a platform's files.
+fn tree_of(state: &State, split: bool) -> Tree {
+    let mut tree = Tree::new(state.path());
+    if split {
+        tree.under = state.folder();
+    }
+    if let Some(epoch) = state.epoch {
+        let time = i64::try_from(epoch.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        tree.map = Some(Arc::new(move |stat| stat.mod_time = time));
+    }
+    tree
 }
 
 /// Says how much was sent, ten times in a second at most.
@@ -347,10 +368,11 @@ mod tests {
         assert_eq!(split.options.split, Some(false));
         assert!(LocalExporter::new(attrs("platform-split", "x"), 0).is_err());
         assert!(LocalExporter::new(attrs("mode", "copy"), 0).is_ok());
-        let error = LocalExporter::new(attrs("mode", "delete"), 0).unwrap_err();
+        let delete = |mode| LocalExporter::new(attrs("mode", mode), 0).map(|made| made.delete);
+        assert!(delete(" Delete").unwrap() && !delete("").unwrap());
         assert_eq!(
-            error.to_string(),
-            "exporter attribute mode=delete is not supported"
+            delete("backup").unwrap_err().to_string(),
+            "invalid local exporter mode \"backup\""
         );
         let multi = TarExporter::new(attrs("multi-platform", "1"), 0).unwrap();
         assert_eq!(multi.options.split, Some(true));

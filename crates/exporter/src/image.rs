@@ -60,7 +60,12 @@ impl ImageExporter {
         let canonical = flag(&mut attrs, "name-canonical")?;
         let incomplete = flag(&mut attrs, "unsafe-internal-store-allow-incomplete")?;
         // Whoever runs an image of a store unpacks it when it is not.
-        flag(&mut attrs, "unpack")?;
+        if flag(&mut attrs, "unpack")? && options.rewrite_times {
+            return Err(ExportError::Conflict {
+                first: "rewrite-timestamp",
+                second: "unpack",
+            });
+        }
         Ok(Self {
             options,
             push,
@@ -391,6 +396,23 @@ mod tests {
         let mut input = ExportInput::default();
         add_metadata(&mut input, &exporter.metadata);
         assert_eq!(input.metadata["containerimage.config"], b"{}");
+    }
+
+    #[test]
+    fn what_cannot_go_together_is_refused() {
+        let both = [("unpack", "true"), ("rewrite-timestamp", "true")];
+        let error = exporter(&both).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "exporter option \"rewrite-timestamp\" conflicts with \"unpack\""
+        );
+        for key in ["push", "store", "name-canonical", "danging-name-empty-only"] {
+            let error = exporter(&[(key, "x")]).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("non-bool value specified for {key}: ")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

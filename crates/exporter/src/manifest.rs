@@ -79,6 +79,23 @@ impl Image {
         all
     }
 
+    /// The same, each once, and none before those that it names.
+    pub(crate) fn blobs_by_need(&self) -> Vec<Digest> {
+        let mut blobs: Vec<Digest> = Vec::new();
+        let mut add = |digest: &Digest| {
+            if !blobs.contains(digest) {
+                blobs.push(digest.clone());
+            }
+        };
+        for part in &self.parts {
+            part.layers.iter().for_each(|(layer, _)| add(&layer.digest));
+            add(&part.config.digest);
+            add(&part.manifest.digest);
+        }
+        add(&self.root.digest);
+        blobs
+    }
+
     /// Fetches the layers that are not in the content store.
     pub(crate) async fn fetch_layers(&self, cx: &ExportContext) -> Result<(), ExportError> {
         let filler = filler(cx);
@@ -240,6 +257,45 @@ impl Work<'_> {
         try_join_all(layers).await
     }
 
+    /// The layers without times after `epoch`. Those of the base image stay as they are, as
+    /// far as it really is the base.
+    async fn rewritten(
+        &self,
+        layers: Vec<Layer>,
+        base: Option<&[u8]>,
+        epoch: time::OffsetDateTime,
+    ) -> Result<Vec<Layer>, ExportError> {
+        let kept = config::diff_ids(base)?;
+        let kept = layers
+            .iter()
+            .zip(&kept)
+            .take_while(|(layer, kept)| layer.diff_id == **kept)
+            .count();
+        let seconds = epoch.unix_timestamp();
+        let time = config::rfc3339(epoch);
+        let what = format!("rewriting layers with source-date-epoch {seconds} ({time})");
+        let _status = self.cx.progress.status(&what, "");
+        let filler = filler(self.cx);
+        let (content, options) = (self.cx.cache.content(), &self.options.compression);
+        let mut rewritten = Vec::with_capacity(layers.len());
+        for (place, layer) in layers.into_iter().enumerate() {
+            let (filler, content) = (&filler, &content);
+            rewritten.push(
+                async move {
+                    if place < kept {
+                        return Ok(layer);
+                    }
+                    fetch(filler, &layer).await?;
+                    cooper_layer::rewrite_times(content, &layer, options, seconds)
+                        .await
+                        .map_err(ExportError::layers)
+                }
+                .boxed(),
+            );
+        }
+        try_join_all(rewritten).await
+    }
+
     /// Configuration and manifest of one platform.
     async fn part(
         &self,
@@ -250,15 +306,25 @@ impl Work<'_> {
     ) -> Result<Part, ExportError> {
         let metadata = &self.input.metadata;
         let find = |key| platforms::for_platform(metadata, key, platform);
+        let base = find("containerimage.base.config").filter(|base| !base.is_empty());
+        let epoch = self.options.epoch.resolve(metadata, platform)?;
+        let layers = match (self.options.rewrite_times, epoch) {
+            (true, Some(epoch)) => self.rewritten(layers, base, epoch).await?,
+            (true, None) => {
+                tracing::warn!("rewrite-timestamp is asked for, and no SOURCE_DATE_EPOCH is there");
+                layers
+            }
+            (false, _) => layers,
+        };
         let empty = config::empty();
         let given = find(platforms::CONFIG).filter(|config| !config.is_empty());
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let config = Draft {
             config: given.unwrap_or(&empty),
-            base: find("containerimage.base.config").filter(|base| !base.is_empty()),
+            base,
             diff_ids: &diff_ids,
             notes: &notes(reference, layers.len()),
-            epoch: self.options.epoch.resolve(metadata, platform)?,
+            epoch,
             inline_cache: find("containerimage.inlinecache"),
         }
         .finish()?;

@@ -4,8 +4,11 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cooper_content::Digest;
+use cooper_session::content::Store;
 use cooper_session::{Session, SessionError, filesync};
 use futures::stream;
+use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
@@ -35,6 +38,46 @@ pub(crate) async fn send(
     write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError> + Send + 'static,
 ) -> Result<(), ExportError> {
     let session = session(cx).await?;
+    let (reader, writing) = piped(write);
+    let sent = filesync::send_stream(&session, index, response, reader).await;
+    match (sent, written(writing).await?) {
+        (Err(error), _) if error.is_already_exists() => Ok(()),
+        // The writer failed on its own account: that is the cause.
+        (_, (Err(error), false)) => Err(error),
+        (Err(error), _) => Err(ExportError::session(error)),
+        // The client ended the stream and called that a success before it was whole.
+        (Ok(()), (Err(_), true)) => Err(ExportError::session(SessionError::Closed)),
+        (Ok(()), (Ok(()), _)) => Ok(()),
+    }
+}
+
+/// Sends the blob `digest` of `size` bytes, which `write` writes, into a store of the client's.
+///
+/// # Cancel safety
+/// As [`send`].
+pub(crate) async fn send_blob(
+    store: &Store,
+    digest: &Digest,
+    size: u64,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError> + Send + 'static,
+) -> Result<(), ExportError> {
+    let (reader, writing) = piped(write);
+    let sent = store.write(digest.as_ref(), size, reader).await;
+    match written(writing).await? {
+        // The writer failed on its own account: that is the cause.
+        (Err(error), false) => Err(error),
+        // A client that has the blob takes nothing, and that is no failure.
+        _ => sent.map_err(ExportError::session),
+    }
+}
+
+/// How a writer ended, and whether it did because nobody took any more.
+type Written = (Result<(), ExportError>, bool);
+
+/// What `write` writes, as a stream, and the thread that writes.
+fn piped(
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError> + Send + 'static,
+) -> (impl AsyncRead + Send, tokio::task::JoinHandle<Written>) {
     let (pieces, mut queue) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
     let writing = tokio::task::spawn_blocking(move || {
         let mut out = Out {
@@ -54,19 +97,13 @@ pub(crate) async fn send(
         (done, out.gone)
     });
     let queue = stream::poll_fn(move |cx| queue.poll_recv(cx));
-    let sent = filesync::send_stream(&session, index, response, StreamReader::new(queue)).await;
-    let (written, gone) = writing.await.map_err(|_| ExportError::Interrupted {
+    (StreamReader::new(queue), writing)
+}
+
+async fn written(writing: tokio::task::JoinHandle<Written>) -> Result<Written, ExportError> {
+    writing.await.map_err(|_| ExportError::Interrupted {
         attempt: "writing the stream",
-    })?;
-    match (sent, written) {
-        (Err(error), _) if error.is_already_exists() => Ok(()),
-        // The writer failed on its own account: that is the cause.
-        (_, Err(error)) if !gone => Err(error),
-        (Err(error), _) => Err(ExportError::session(error)),
-        // The client ended the stream and called that a success before it was whole.
-        (Ok(()), Err(_)) => Err(ExportError::session(SessionError::Closed)),
-        (Ok(()), Ok(())) => Ok(()),
-    }
+    })
 }
 
 struct Out {

@@ -257,6 +257,7 @@ impl Request {
         let layout = OciLayout {
             session,
             store: store.to_owned(),
+            ..OciLayout::default()
         };
         with_config(
             State::oci_layout(&dummy, layout, constraints),

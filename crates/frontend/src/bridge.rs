@@ -179,6 +179,8 @@ pub struct ResolvedHttp {
     pub filename: String,
     /// When the server says that it was changed.
     pub last_modified: Option<SystemTime>,
+    /// The further digest that was asked for, `sha512:…`.
+    pub requested: Option<String>,
 }
 
 /// A warning that a frontend shows.

@@ -45,6 +45,7 @@ pub mod fuzz;
 mod media;
 pub mod pack;
 mod parents;
+mod rewrite;
 pub mod unpack;
 
 pub use cooper_cache::Layer;
@@ -53,3 +54,4 @@ pub use export::{ExportContext, ensure_blob, export};
 pub use filler::{FetchFor, Filler};
 pub use media::{Compression, CompressionOptions, docker_type, is_layer, oci_type};
 pub use pack::{EMPTY_DIFF_ID, EMPTY_GZIP};
+pub use rewrite::rewrite_times;

@@ -35,6 +35,7 @@ pub(crate) const INCLUDE: &str = "include-patterns";
 pub(crate) const EXCLUDE: &str = "exclude-patterns";
 pub(crate) const FOLLOW: &str = "followpaths";
 pub(crate) const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
+pub(crate) const EXPORTER_ALL: &str = "buildkit-exporter-multi-platform";
 pub(crate) const EXPORTER_METADATA: &str = "exporter-md-";
 
 /// Bytes of a stream that go in one message; clients take up to 16 MiB, old ones 4.
@@ -93,7 +94,8 @@ pub async fn receive(
 }
 
 /// Sends `trees` into the directory that the client gave for its exporter number `exporter`.
-/// What is there already and is not sent stays.
+/// What is there already and is not sent stays, unless the client knows better and is told that
+/// this is all there is (`all`): then it may remove the rest.
 ///
 /// # Cancel safety
 /// Dropping the future ends the transfer.
@@ -101,12 +103,16 @@ pub async fn send_dir(
     session: &Session,
     exporter: usize,
     trees: Vec<Tree>,
+    all: bool,
     watch: Arc<dyn Watch>,
 ) -> Result<(), SessionError> {
     session.require(FILE_SEND)?;
     let (outgoing, packets) = mpsc::channel(QUEUE);
     let mut call = Request::new(ReceiverStream::new(packets));
     append(call.metadata_mut(), EXPORTER_ID, &[exporter.to_string()]);
+    if all {
+        append(call.metadata_mut(), EXPORTER_ALL, &["1".to_owned()]);
+    }
     let mut grpc = Grpc::new(session.channel())
         .max_decoding_message_size(MAX_MESSAGE_SIZE)
         .max_encoding_message_size(MAX_MESSAGE_SIZE);

@@ -2,7 +2,7 @@
 //!
 //! A client opens a byte stream to the daemon ([`Tunnel`]) and serves gRPC on it
 //! ([`serve`]); the daemon keeps it in a [`Manager`] as a [`Session`] and asks it for what a
-//! build needs ([`filesync`], [`upload`], [`auth`], [`secrets`], [`ssh`]), or several of them
+//! build needs ([`filesync`], [`upload`], [`content`], [`auth`], [`secrets`], [`ssh`]), or several of them
 //! until one answers ([`Group`]). Nothing that comes over a session is trusted: files are written below
 //! one directory, in order, and only if they were asked for.
 //!
@@ -69,6 +69,7 @@ mod tree;
 mod writer;
 
 pub mod auth;
+pub mod content;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod secrets;

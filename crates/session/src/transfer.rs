@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cooper_proto::fsutil::{Packet, packet::PacketType};
+use cooper_proto::fsutil::{Packet, Stat, packet::PacketType};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::sync::mpsc;
@@ -150,7 +150,8 @@ fn error_packet(error: &SessionError) -> Packet {
     }
 }
 
-/// Sends `trees`, which have to be in the order of their names.
+/// Sends `trees`: those that have a name in the order of their names. Several that are sent at
+/// the top are sent as one; of a file that is in more than one the first is taken.
 ///
 /// # Cancel safety
 /// Dropping the future ends the transfer.
@@ -256,22 +257,39 @@ impl Sender {
     /// Lists all files.
     fn list(&self) -> Result<(), SessionError> {
         let mut next: u32 = 0;
-        for (index, tree) in self.trees.iter().enumerate() {
-            tree.walk(&mut |stat| {
-                let id = next;
-                next = id.checked_add(1).ok_or_else(|| {
-                    SessionError::Protocol("more files than a transfer can number".to_owned())
-                })?;
-                if is_regular(stat.mode) {
-                    let place = (index, stat.path.clone());
-                    self.files().insert(id, place);
-                }
-                self.send(Packet {
-                    r#type: PacketType::PacketStat.into(),
-                    stat: Some(stat),
-                    ..Packet::default()
-                })
+        let mut show = |index: usize, stat: Stat| {
+            let id = next;
+            next = id.checked_add(1).ok_or_else(|| {
+                SessionError::Protocol("more files than a transfer can number".to_owned())
             })?;
+            if is_regular(stat.mode) {
+                let place = (index, stat.path.clone());
+                self.files().insert(id, place);
+            }
+            self.send(Packet {
+                r#type: PacketType::PacketStat.into(),
+                stat: Some(stat),
+                ..Packet::default()
+            })
+        };
+        if self.trees.len() > 1 && self.trees.iter().any(|tree| tree.under.is_empty()) {
+            // Their files stand between each other.
+            let mut all: Vec<(usize, Stat)> = Vec::new();
+            for (index, tree) in self.trees.iter().enumerate() {
+                tree.walk(&mut |stat| {
+                    all.push((index, stat));
+                    Ok(())
+                })?;
+            }
+            all.sort_by(|(_, a), (_, b)| a.path.split('/').cmp(b.path.split('/')));
+            all.dedup_by(|(_, later), (_, first)| later.path == first.path);
+            for (index, stat) in all {
+                show(index, stat)?;
+            }
+        } else {
+            for (index, tree) in self.trees.iter().enumerate() {
+                tree.walk(&mut |stat| show(index, stat))?;
+            }
         }
         self.send(Packet {
             r#type: PacketType::PacketStat.into(),

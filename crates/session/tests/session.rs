@@ -134,7 +134,7 @@ async fn a_client_that_offers_nothing_is_told_apart() {
         let to = tempfile::tempdir().unwrap();
         let error = filesync::receive(&session, &request("x"), to.path(), Arc::new(())).await;
         assert!(matches!(error, Err(SessionError::NoLocalSources)));
-        let error = filesync::send_dir(&session, 0, vec![], Arc::new(())).await;
+        let error = filesync::send_dir(&session, 0, vec![], false, Arc::new(())).await;
         assert!(error.unwrap_err().is_unimplemented());
         assert_eq!(auth::credentials(&session, "x").await.unwrap(), None);
         assert_eq!(secrets::get(&session, "x").await.unwrap(), None);
@@ -161,7 +161,7 @@ async fn results_go_where_the_exporter_s_number_says() {
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n / 3) as u8).collect();
     with(services, async |session| {
         let trees = vec![Tree::new(from.path())];
-        filesync::send_dir(&session, 0, trees, Arc::new(()))
+        filesync::send_dir(&session, 0, trees, false, Arc::new(()))
             .await
             .unwrap();
         let app = std::fs::read_to_string(out.path().join("dir/bin/app"));
@@ -339,4 +339,106 @@ async fn a_group_asks_until_one_answers() {
         assert!(session.supports("/moby.buildkit.secrets.v1.Secrets/getsecret"));
     })
     .await;
+}
+
+#[tokio::test]
+async fn layouts_are_read_and_added_to() {
+    use cooper_session::content::Store;
+    use cooper_session::serve::Layout;
+    let dir = tempfile::tempdir().unwrap();
+    let layout = |writable| Layout {
+        dir: dir.path().to_owned(),
+        writable,
+    };
+    let mut services = Services::default();
+    services.layouts.insert("export".into(), layout(true));
+    services.layouts.insert("oci:base".into(), layout(false));
+    let bytes = vec![7_u8; 600_000];
+    let digest = format!(
+        "sha256:{}",
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&bytes))
+    );
+    let size = bytes.len() as u64;
+    with(services, async |session| {
+        let export = Store::new(&session, "export").unwrap();
+        let error = export.size(&digest).await.unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+        let wrong = export.write(&digest, size, &bytes[1..]).await.unwrap_err();
+        assert!(
+            wrong.to_string().contains("unexpected commit size"),
+            "{wrong}"
+        );
+        let mut other = bytes.clone();
+        other[0] = 8;
+        let wrong = export.write(&digest, size, &other[..]).await.unwrap_err();
+        let text = wrong.to_string();
+        assert!(text.contains("unexpected commit digest"), "{text}");
+        assert_eq!(walk(dir.path()), ["blobs", "blobs/sha256"]);
+        export.write(&digest, size, &bytes[..]).await.unwrap();
+        // What is there is not sent again.
+        export.write(&digest, size, &b""[..]).await.unwrap();
+
+        let base = Store::new(&session, "oci:base").unwrap();
+        assert_eq!(base.size(&digest).await.unwrap(), size);
+        for offset in [0, 1, size - 1, size] {
+            let mut read = Vec::new();
+            let mut reader = base.read(&digest, offset).await.unwrap();
+            reader.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read.len() as u64, size - offset);
+        }
+        let past = base.read(&digest, size + 1).await.err().unwrap();
+        assert_eq!(past.to_string(), "read past object length");
+        let error = base.write(&digest, size, &bytes[..]).await.unwrap_err();
+        assert!(
+            error.to_string().contains("cannot be written to"),
+            "{error}"
+        );
+        let nobody = Store::new(&session, "oci:other").unwrap();
+        let error = nobody.size(&digest).await.unwrap_err();
+        assert_eq!(error.to_string(), "unknown store oci:other: not found");
+        assert!(error.is_not_found());
+        for digest in ["../../etc/passwd", "sha256:../x", "sha256:abc"] {
+            assert!(base.size(digest).await.is_err(), "{digest}");
+        }
+    })
+    .await;
+    with(Services::default(), async |session| {
+        let error = Store::new(&session, "export").unwrap_err();
+        assert!(error.is_unimplemented(), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mirror_holds_what_was_sent_and_nothing_else() {
+    let (one, two, to) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    for (dir, files) in [(&one, ["d/b", "z"]), (&two, ["d/a", "d.x"])] {
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        for file in files {
+            std::fs::write(dir.path().join(file), file).unwrap();
+        }
+    }
+    std::fs::create_dir(to.path().join("old")).unwrap();
+    std::fs::write(to.path().join("old/file"), "old").unwrap();
+    std::fs::write(to.path().join("z"), "older").unwrap();
+    let mut services = Services::default();
+    let target = Output::Mirror(to.path().to_owned());
+    services.outputs.insert(0, target);
+    with(services, async |session| {
+        let trees = || vec![Tree::new(one.path()), Tree::new(two.path())];
+        let part = filesync::send_dir(&session, 0, trees(), false, Arc::new(())).await;
+        let error = part.unwrap_err().to_string();
+        assert!(error.contains("mode=delete requires"), "{error}");
+        assert!(to.path().join("old/file").exists());
+        filesync::send_dir(&session, 0, trees(), true, Arc::new(()))
+            .await
+            .unwrap();
+    })
+    .await;
+    assert_eq!(walk(to.path()), ["d", "d.x", "d/a", "d/b", "z"]);
+    assert_eq!(std::fs::read_to_string(to.path().join("z")).unwrap(), "z");
 }

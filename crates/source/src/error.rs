@@ -43,6 +43,12 @@ pub enum SourceError {
         /// What is wrong with it.
         source: Arc<ReferenceError>,
     },
+    /// An image of a layout is named without a digest.
+    #[error("oci-layout reference {reference} does not have a digest")]
+    NoDigest {
+        /// The reference.
+        reference: String,
+    },
     /// A registry did not give what was asked of it.
     #[error(transparent)]
     Registry(Arc<RegistryError>),

@@ -1,5 +1,6 @@
-//! Where files come from: images in registries, folders of the client, downloads, repositories. Each kind is a
-//! [`Source`], found by the scheme of an identifier such as `docker-image://docker.io/library/alpine`.
+//! Where files come from: images in registries and in the client's layouts, folders of the
+//! client, downloads, repositories. Each kind is a [`Source`], found by the scheme of an
+//! identifier such as `docker-image://docker.io/library/alpine`.
 //!
 //! A source says what an identifier stands for now ([`Instance::cache_key`]) and brings it
 //! ([`Instance::snapshot`]). Images come lazily: their layers are known by their blobs and are
@@ -32,4 +33,7 @@ pub use git::GitSource;
 pub use http::HttpSource;
 pub use image::{ImageResolver, ImageSource, ResolveMode, ResolvedConfig};
 pub use local::LocalSource;
-pub use source::{CacheKey, Identifier, Instance, Source, SourceContext, SourceRegistry};
+pub use source::{
+    CacheKey, ChecksumAlgorithm, ChecksumRequest, GitMetadata, HttpMetadata, Identifier, Instance,
+    Metadata, MetadataRequest, Source, SourceContext, SourceRegistry,
+};

@@ -92,6 +92,72 @@ pub trait Source: Send + Sync {
     fn open(&self, id: Identifier) -> Result<Arc<dyn Instance>, SourceError>;
 }
 
+/// What is asked of a source besides what it stands for.
+#[derive(Clone, Debug, Default)]
+pub struct MetadataRequest {
+    /// Of a repository: the commit and the tag themselves.
+    pub objects: bool,
+    /// Of a download: one more digest.
+    pub checksum: Option<ChecksumRequest>,
+}
+
+/// A digest of a download with bytes behind it, by which a client proves that it has something
+/// of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChecksumRequest {
+    /// How it is made.
+    pub algorithm: ChecksumAlgorithm,
+    /// The bytes behind the content.
+    pub suffix: Vec<u8>,
+}
+
+/// How a digest is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ChecksumAlgorithm {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// What is known of a source without its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Metadata {
+    /// Of a repository.
+    Git(GitMetadata),
+    /// Of a download.
+    Http(HttpMetadata),
+}
+
+/// What is known of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GitMetadata {
+    /// The object that the name stands for: a commit, or a tag with a text of its own.
+    pub checksum: String,
+    /// The full name, `refs/heads/main`.
+    pub reference: String,
+    /// The commit that such a tag names; else empty.
+    pub commit_checksum: String,
+    /// The commit as git stores it, when it is asked for.
+    pub commit_object: Vec<u8>,
+    /// The tag as git stores it, when it is asked for and there is one.
+    pub tag_object: Vec<u8>,
+}
+
+/// What is known of a download.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpMetadata {
+    /// Digest of the content.
+    pub checksum: cooper_content::Digest,
+    /// The name that it is saved under.
+    pub filename: String,
+    /// When the server says that it was changed.
+    pub last_modified: Option<std::time::SystemTime>,
+    /// The digest that was asked for, `sha512:…`.
+    pub requested: Option<String>,
+}
+
 /// What one identifier of one build stands for.
 #[async_trait]
 pub trait Instance: Send + Sync {
@@ -107,6 +173,19 @@ pub trait Instance: Send + Sync {
     /// # Cancel safety
     /// What was begun is thrown away.
     async fn snapshot(&self, cx: &SourceContext) -> Result<Option<ImmutableRef>, SourceError>;
+
+    /// What can be known of it without its files; `None` when that is nothing.
+    ///
+    /// # Cancel safety
+    /// As [`snapshot`](Self::snapshot).
+    async fn metadata(
+        &self,
+        cx: &SourceContext,
+        request: &MetadataRequest,
+    ) -> Result<Option<Metadata>, SourceError> {
+        let _ = (cx, request);
+        Ok(None)
+    }
 }
 
 /// The sources by scheme. Cheap to clone.

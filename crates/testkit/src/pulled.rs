@@ -46,6 +46,19 @@ impl Pulled {
         Self::from(&format!("docker://{reference}"))
     }
 
+    /// The manifest's digest.
+    pub fn digest(&self) -> String {
+        use sha2::Digest as _;
+        let manifest = std::fs::read(self.dir.path().join("manifest.json")).unwrap();
+        format!("sha256:{}", hex::encode(sha2::Sha256::digest(manifest)))
+    }
+
+    /// The blob of the layer number `index`, the lowest first.
+    pub fn layer(&self, index: usize) -> Vec<u8> {
+        let descriptor = &self.manifest["layers"][index];
+        std::fs::read(blob(self.dir.path(), descriptor)).unwrap()
+    }
+
     /// How many layers it has.
     pub fn layers(&self) -> usize {
         self.manifest["layers"].as_array().unwrap().len()

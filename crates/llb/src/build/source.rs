@@ -71,6 +71,8 @@ pub struct OciLayout {
     pub session: String,
     /// The store in it.
     pub store: String,
+    /// Only as many of its lowest layers; 0 is all.
+    pub layer_limit: u32,
 }
 
 type Attrs = BTreeMap<String, String>;
@@ -211,6 +213,13 @@ impl State {
         let mut attrs = Attrs::new();
         put(&mut attrs, "oci.session", &layout.session);
         put(&mut attrs, "oci.store", &layout.store);
+        if layout.layer_limit > 0 {
+            put(
+                &mut attrs,
+                "oci.layerlimit",
+                &layout.layer_limit.to_string(),
+            );
+        }
         constraints.cap("source.ocilayout");
         source(format!("oci-layout://{reference}"), attrs, constraints)
     }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod answers;
+mod layouts;
 mod output;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use cooper_proto::auth::auth_server::AuthServer;
 use cooper_proto::auth::{FetchTokenRequest, FetchTokenResponse};
+use cooper_proto::content::content_server::ContentServer;
 use cooper_proto::filesync::file_sync_server::FileSyncServer;
 use cooper_proto::secrets::secrets_server::SecretsServer;
 use cooper_proto::ssh::ssh_server::SshServer;
@@ -26,12 +28,14 @@ use tonic::transport::server::Connected;
 
 use crate::auth::{CREDENTIALS, Credentials, FETCH_TOKEN, GET_AUTHORITY, VERIFY_AUTHORITY};
 use crate::connect::{CONNECTION_WINDOW, Guarded, STREAM_WINDOW};
+use crate::content::{INFO, READ, WRITE};
 use crate::filesync::{FILE_SEND, FILE_SYNC};
 use crate::secrets::GET_SECRET;
 use crate::ssh::{CHECK_AGENT, FORWARD_AGENT};
 use crate::upload::PULL;
 use crate::{SessionError, Tree};
 
+pub use layouts::Layout;
 pub use output::{Output, Writer};
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
@@ -95,6 +99,9 @@ pub struct Services {
     pub outputs: BTreeMap<usize, Output>,
     /// Files that the daemon may read once as `http://buildkit-session/NAME`, by name.
     pub uploads: BTreeMap<String, PathBuf>,
+    /// Image layouts, by the names of [`content`](crate::content): `oci:NAME` to build from,
+    /// `export` for a result.
+    pub layouts: BTreeMap<String, Layout>,
 }
 
 impl std::fmt::Debug for Services {
@@ -110,7 +117,7 @@ impl Services {
     /// The methods that are offered, as [`SessionMeta`](crate::SessionMeta) says them.
     pub fn methods(&self) -> Vec<String> {
         let tokens = self.auth.as_ref().is_some_and(|auth| auth.fetches_tokens());
-        let groups: [(bool, &[&str]); 8] = [
+        let groups: [(bool, &[&str]); 9] = [
             (true, &[HEALTH]),
             (!self.dirs.is_empty(), &[FILE_SYNC]),
             (self.auth.is_some(), &[CREDENTIALS]),
@@ -119,6 +126,7 @@ impl Services {
             (!self.ssh.is_empty(), &[CHECK_AGENT, FORWARD_AGENT]),
             (!self.outputs.is_empty(), &[FILE_SEND]),
             (!self.uploads.is_empty(), &[PULL]),
+            (!self.layouts.is_empty(), &[INFO, READ, WRITE]),
         ];
         let offered = groups.iter().filter(|(offered, _)| *offered);
         offered
@@ -157,6 +165,11 @@ impl Services {
         add!(
             UploadServer,
             uploads.map(|()| answers::Uploads::new(&self.uploads))
+        );
+        let layouts = some(!self.layouts.is_empty());
+        add!(
+            ContentServer,
+            layouts.map(|()| layouts::Layouts(Arc::new(self.layouts.clone())))
         );
         if !self.outputs.is_empty() {
             routes = routes.add_service(output::FileSend::new(self.outputs.clone()));

@@ -27,7 +27,7 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::SessionError;
-use crate::filesync::{EXPORTER_ID, FILE_SEND, values};
+use crate::filesync::{EXPORTER_ALL, EXPORTER_ID, FILE_SEND, values};
 use crate::transfer::{self, QUEUE};
 use crate::writer::Options;
 
@@ -42,6 +42,9 @@ pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 pub enum Output {
     /// Files, into a directory; what is there and not sent stays.
     Dir(PathBuf),
+    /// Files, into a directory; what is there and not sent is removed. A daemon that does not
+    /// say that it sends all at once is refused.
+    Mirror(PathBuf),
     /// A stream, into a file, which is only there when all of it is.
     File(PathBuf),
     /// A stream, to something that is open already; once.
@@ -75,13 +78,21 @@ impl FileSend {
         let Some(output) = self.outputs.get(&id).cloned() else {
             return Err(Status::unknown(format!("exporter {id} not found")));
         };
+        let all = !values(request.metadata(), EXPORTER_ALL).is_empty();
         let incoming = request.into_inner();
+        let into_dir = |dir: PathBuf, merge| {
+            let (outgoing, packets) = mpsc::channel(QUEUE);
+            let packets = ReceiverStream::new(packets);
+            let packets = packets.map(|packet: Packet| Bytes::from(packet.encode_to_vec()));
+            move |incoming| driven(packets, receive_dir(incoming, outgoing, dir, merge))
+        };
         let answer = match output {
-            Output::Dir(dir) => {
-                let (outgoing, packets) = mpsc::channel(QUEUE);
-                let packets = ReceiverStream::new(packets);
-                let packets = packets.map(|packet: Packet| Bytes::from(packet.encode_to_vec()));
-                driven(packets, receive_dir(incoming, outgoing, dir))
+            Output::Dir(dir) => into_dir(dir, true)(incoming),
+            Output::Mirror(dir) if all => into_dir(dir, false)(incoming),
+            Output::Mirror(_) => {
+                return Err(Status::unimplemented(
+                    "local exporter mode=delete requires a daemon that sends all files at once",
+                ));
             }
             Output::File(path) => {
                 let work = async move { receive_file(incoming, &path).await };
@@ -107,12 +118,13 @@ async fn receive_dir(
     incoming: Streaming<Bytes>,
     outgoing: mpsc::Sender<Packet>,
     dir: PathBuf,
+    merge: bool,
 ) -> Result<(), SessionError> {
     let made = tokio::fs::create_dir_all(&dir).await;
     made.map_err(SessionError::io("create directory", &dir))?;
     let packets = incoming.map(|message| decode::<Packet>(message?));
     let options = Options {
-        merge: true,
+        merge,
         devices: true,
         own: true,
         ..Options::default()

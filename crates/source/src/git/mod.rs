@@ -23,7 +23,10 @@ use tokio::sync::OnceCell;
 
 pub use program::GitFailure;
 
-use crate::{CacheKey, Identifier, Instance, Source, SourceContext, SourceError};
+use crate::{
+    CacheKey, GitMetadata, Identifier, Instance, Metadata, MetadataRequest, Source, SourceContext,
+    SourceError,
+};
 use access::Access;
 use program::Program;
 use remote::Resolved;
@@ -155,6 +158,29 @@ impl Instance for Git {
         output.add_index(&index).await?;
         output.retain().await?;
         Ok(Some(output))
+    }
+
+    async fn metadata(
+        &self,
+        cx: &SourceContext,
+        request: &MetadataRequest,
+    ) -> Result<Option<Metadata>, SourceError> {
+        let resolved = self.resolved(cx).await?;
+        let mut found = GitMetadata {
+            checksum: resolved.object.clone(),
+            reference: resolved.reference.clone(),
+            commit_checksum: resolved.peeled.clone().unwrap_or_default(),
+            ..GitMetadata::default()
+        };
+        if request.objects {
+            let access = Access::open(&self.spec, &cx.sessions).await?;
+            let git = Program::new(&access, &cx.progress);
+            let _turn = self.source.locks.lock(&self.spec.remote).await;
+            let cache = &self.source.cache;
+            let repository = repository::fetch(cache, &git, &self.spec, resolved).await?;
+            repository.objects(&mut found).await?;
+        }
+        Ok(Some(Metadata::Git(found)))
     }
 }
 

@@ -94,12 +94,13 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Runs it to its end; gives what it wrote to standard output.
+    /// Runs it to its end; gives what it wrote to standard output, which the user sees as well.
     ///
     /// # Cancel safety
     /// It is killed, with all that it started.
     pub(super) async fn run(&self, args: &[&str]) -> Result<String, GitFailure> {
-        match self.run_once(args).await {
+        let text = |output: Vec<u8>| String::from_utf8_lossy(&output).into_owned();
+        match self.run_once(args, true).await.map(text) {
             // A server that knows nothing of shallow clones is asked for all.
             Err(failure)
                 if args.contains(&"--depth=1")
@@ -107,13 +108,21 @@ impl<'a> Program<'a> {
             {
                 let whole = |arg: &&str| *arg != "--depth=1";
                 let args: Vec<_> = args.iter().copied().filter(whole).collect();
-                self.run_once(&args).await
+                self.run_once(&args, true).await.map(text)
             }
             result => result,
         }
     }
 
-    async fn run_once(&self, args: &[&str]) -> Result<String, GitFailure> {
+    /// The same; the output is bytes of any kind and meant for nobody to read.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub(super) async fn bytes(&self, args: &[&str]) -> Result<Vec<u8>, GitFailure> {
+        self.run_once(args, false).await
+    }
+
+    async fn run_once(&self, args: &[&str], show: bool) -> Result<Vec<u8>, GitFailure> {
         let mut command = Command::new("git");
         // A repository cannot have files of this machine as submodules.
         command.args(["-c", "protocol.file.allow=user"]);
@@ -155,32 +164,35 @@ impl<'a> Program<'a> {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (status, stdout, stderr) = tokio::join!(
             child.wait(),
-            self.collect(stdout, STDOUT),
-            self.collect(stderr, STDERR),
+            self.collect(stdout, show.then_some(STDOUT)),
+            self.collect(stderr, Some(STDERR)),
         );
         family.0 = None;
         let status = status.map_err(GitFailure::Start)?;
         if !status.success() {
+            let stderr = String::from_utf8_lossy(&stderr).into_owned();
             return Err(GitFailure::Failed { stderr, status });
         }
         Ok(stdout)
     }
 
-    /// Shows and gives what comes.
-    async fn collect(&self, pipe: Option<impl AsyncRead + Unpin>, stream: i64) -> String {
+    /// Shows what comes, if that is wanted, and gives it.
+    async fn collect(&self, pipe: Option<impl AsyncRead + Unpin>, show: Option<i64>) -> Vec<u8> {
         let mut all = Vec::new();
         let Some(mut pipe) = pipe else {
-            return String::new();
+            return all;
         };
         let mut buffer = vec![0; 16 << 10];
         // A pipe that breaks has ended.
         while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
             let piece = &buffer[..length];
-            self.progress.log(stream, Bytes::copy_from_slice(piece));
+            if let Some(stream) = show {
+                self.progress.log(stream, Bytes::copy_from_slice(piece));
+            }
             let room = MAX_OUTPUT.saturating_sub(all.len());
             all.extend_from_slice(&piece[..length.min(room)]);
         }
-        String::from_utf8_lossy(&all).into_owned()
+        all
     }
 }
 

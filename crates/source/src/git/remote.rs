@@ -11,14 +11,19 @@ pub(super) struct Resolved {
     pub(super) reference: String,
     /// The commit, or the tag that has a text of its own.
     pub(super) object: String,
-    /// The commit that such a tag names, if the tag does not matter.
-    pub(super) commit: Option<String>,
+    /// The commit that such a tag names.
+    pub(super) peeled: Option<String>,
+    /// Whether the tag matters: its text is kept with the files.
+    pub(super) keep_tag: bool,
 }
 
 impl Resolved {
     /// The commit that the key is made of.
     pub(super) fn key_commit(&self) -> &str {
-        self.commit.as_deref().unwrap_or(&self.object)
+        match &self.peeled {
+            Some(commit) if !self.keep_tag => commit,
+            _ => &self.object,
+        }
     }
 
     pub(super) fn is_sha256(&self) -> bool {
@@ -96,7 +101,8 @@ fn choose(spec: &Spec, reference: &str, answer: &str) -> Result<Resolved, Source
     }
     Ok(Resolved {
         object: object.to_owned(),
-        commit: peeled.filter(|_| !spec.keep_git_dir).map(str::to_owned),
+        peeled: peeled.map(str::to_owned),
+        keep_tag: spec.keep_git_dir,
         reference: name,
     })
 }
@@ -118,7 +124,7 @@ mod tests {
         };
         let chosen = |answer: &str, name: &str| choose(&spec("", false), name, answer).unwrap();
         let branch = chosen(&both, "x");
-        assert_eq!((&branch.object, branch.commit.as_ref()), (&a, None));
+        assert_eq!((&branch.object, branch.peeled.as_ref()), (&a, None));
         assert_eq!(branch.reference, "refs/heads/x");
         let tag = chosen(&tags, "x");
         assert_eq!((&tag.object, tag.key_commit()), (&b, c.as_str()));

@@ -7,7 +7,7 @@ use cooper_cache::{CacheError, CacheManager, MountedDir, MutableRef, RecordOptio
 use super::program::{GitFailure, Program};
 use super::remote::{Resolved, default_branch};
 use super::spec::{Spec, is_commit};
-use crate::SourceError;
+use crate::{GitMetadata, SourceError};
 
 /// The index under which the repository is kept.
 const SHARED: &str = "git-remote::";
@@ -26,6 +26,34 @@ pub(super) struct Repository<'a> {
 impl Repository<'_> {
     pub(super) fn dir(&self) -> &Path {
         self.mounted.path()
+    }
+
+    /// Adds the texts of the commit and of the tag to what is known of them. A name that was
+    /// one of an object alone may turn out to be a tag.
+    pub(super) async fn objects(&self, found: &mut GitMetadata) -> Result<(), SourceError> {
+        let kind = self.git.run(&["cat-file", "-t", &found.checksum]).await?;
+        match kind.trim() {
+            "commit" => found.commit_checksum.clear(),
+            "tag" if found.commit_checksum.is_empty() => {
+                let commit = format!("{}^{{commit}}", found.checksum);
+                let commit = self.git.run(&["rev-parse", &commit]).await?;
+                found.commit_checksum = commit.trim().to_owned();
+            }
+            "tag" => {}
+            _ => {
+                return Err(SourceError::GitNoCommit {
+                    object: found.checksum.clone(),
+                });
+            }
+        }
+        let mut commit = &found.checksum;
+        if !found.commit_checksum.is_empty() {
+            let tag = self.git.bytes(&["cat-file", "tag", commit]).await?;
+            found.tag_object = tag;
+            commit = &found.commit_checksum;
+        }
+        found.commit_object = self.git.bytes(&["cat-file", "commit", commit]).await?;
+        Ok(())
     }
 }
 

@@ -110,7 +110,8 @@ impl Spec {
         Ok(Some(Resolved {
             reference: self.reference.clone(),
             object: self.reference.clone(),
-            commit: None,
+            peeled: None,
+            keep_tag: self.keep_git_dir,
         }))
     }
 

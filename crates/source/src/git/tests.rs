@@ -189,3 +189,49 @@ async fn what_is_not_there_is_said() {
     served.publish();
     assert_eq!(error("#main:etc", &[]).await, "failed to open subdir etc");
 }
+
+#[tokio::test]
+async fn what_is_known_of_a_commit_and_of_a_tag() {
+    let (place, served) = (place().await, Served::new().await);
+    let commit = served.commit("a", "1");
+    served.git("tag -a -m text v1");
+    served.git("tag light");
+    let tag = served.git("rev-parse v1");
+    served.publish();
+    let known = async |fragment: &str, attrs: &[(&str, &str)], objects| {
+        let instance = served.open(&place, fragment, attrs);
+        let request = MetadataRequest {
+            objects,
+            ..MetadataRequest::default()
+        };
+        match instance.metadata(&nobody(), &request).await.unwrap() {
+            Some(Metadata::Git(found)) => found,
+            other => panic!("{other:?}"),
+        }
+    };
+    let branch = known("#main", &[], false).await;
+    assert_eq!(branch.checksum, commit);
+    assert_eq!(branch.reference, "refs/heads/main");
+    assert_eq!(
+        (branch.commit_checksum.as_str(), branch.commit_object),
+        ("", vec![])
+    );
+    let text = format!("object {commit}\ntype commit\ntag v1\n");
+    for (keep, objects) in [(&[][..], false), (&[("git.keepgitdir", "true")], true)] {
+        let found = known("#v1", keep, objects).await;
+        assert_eq!((&found.checksum, &found.commit_checksum), (&tag, &commit));
+        assert_eq!(found.reference, "refs/tags/v1");
+        assert_eq!(found.tag_object.starts_with(text.as_bytes()), objects);
+        assert_eq!(found.commit_object.starts_with(b"tree "), objects);
+    }
+    let light = known("#light", &[], true).await;
+    assert_eq!(
+        (light.checksum.as_str(), light.commit_checksum.as_str()),
+        (&*commit, "")
+    );
+    assert!(light.tag_object.is_empty() && light.commit_object.ends_with(b"\nx\n"));
+    // An object that is named by itself is found out when it is here.
+    let pinned = known(&format!("#{tag}"), &[], true).await;
+    assert_eq!(pinned.commit_checksum, commit);
+    assert!(pinned.tag_object.starts_with(text.as_bytes()));
+}

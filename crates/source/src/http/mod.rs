@@ -9,7 +9,7 @@ mod request;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cooper_cache::{CacheManager, ImmutableRef, RecordOptions};
+use cooper_cache::{CacheError, CacheManager, ImmutableRef, RecordOptions};
 use cooper_content::{Digest, digest_from, digest_of};
 use cooper_llb::gojson::{Base64, Object, Value};
 use cooper_session::Group;
@@ -22,7 +22,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::OnceCell;
 
-use crate::{CacheKey, Identifier, Instance, Source, SourceContext, SourceError};
+use crate::{
+    CacheKey, ChecksumAlgorithm, ChecksumRequest, HttpMetadata, Identifier, Instance, Metadata,
+    MetadataRequest, Source, SourceContext, SourceError,
+};
 
 pub(crate) use request::redacted;
 
@@ -399,6 +402,82 @@ impl Instance for Http {
     async fn snapshot(&self, cx: &SourceContext) -> Result<Option<ImmutableRef>, SourceError> {
         Ok(Some(self.found(&cx.sessions).await?.output.clone()))
     }
+
+    async fn metadata(
+        &self,
+        cx: &SourceContext,
+        request: &MetadataRequest,
+    ) -> Result<Option<Metadata>, SourceError> {
+        let found = self.found(&cx.sessions).await?;
+        let requested = match &request.checksum {
+            Some(request) => Some(found.checksum(request).await?),
+            None => None,
+        };
+        let seconds = name::parse_time(&found.modified);
+        let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        Ok(Some(Metadata::Http(HttpMetadata {
+            checksum: found.digest.clone(),
+            filename: found.filename.clone(),
+            last_modified: seconds
+                .map(|seconds| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)),
+            requested,
+        })))
+    }
+}
+
+impl Found {
+    /// The digest of the content and of what is asked for behind it.
+    async fn checksum(&self, request: &ChecksumRequest) -> Result<String, SourceError> {
+        let Some(local) = self.output.local() else {
+            return Err(CacheError::NotFound {
+                id: self.output.id().clone(),
+            }
+            .into());
+        };
+        let mounted = local.mount().await?;
+        let (path, request) = (mounted.path().join(&self.filename), request.clone());
+        let hash = move || {
+            let failed = |source| SourceError::Io {
+                attempt: "read",
+                path: path.clone(),
+                source: Arc::new(source),
+            };
+            let dir = path.parent().unwrap_or(&path);
+            let name = path.file_name().unwrap_or_default();
+            let root = Root::open(dir).map_err(failed)?;
+            let file = root.open_with(name, OFlags::RDONLY, Mode::empty());
+            let mut file = std::fs::File::from(file.map_err(failed)?);
+            let digest = match request.algorithm {
+                ChecksumAlgorithm::Sha256 => hashed::<Sha256>(&mut file, &request.suffix),
+                ChecksumAlgorithm::Sha384 => hashed::<sha2::Sha384>(&mut file, &request.suffix),
+                ChecksumAlgorithm::Sha512 => hashed::<sha2::Sha512>(&mut file, &request.suffix),
+            };
+            let name = match request.algorithm {
+                ChecksumAlgorithm::Sha256 => "sha256",
+                ChecksumAlgorithm::Sha384 => "sha384",
+                ChecksumAlgorithm::Sha512 => "sha512",
+            };
+            // The file is read before it is let go.
+            drop(mounted);
+            Ok(format!("{name}:{}", digest.map_err(failed)?))
+        };
+        let hashed = tokio::task::spawn_blocking(hash).await;
+        hashed.expect("the task does not panic")
+    }
+}
+
+fn hashed<H: sha2::Digest>(file: &mut std::fs::File, suffix: &[u8]) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut hash = H::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    hash.update(suffix);
+    Ok(hex::encode(hash.finalize()))
 }
 
 #[cfg(test)]

@@ -125,3 +125,36 @@ fn keys_are_written_as_go_does() {
         assert_eq!(parse_number(text), expected, "{text}");
     }
 }
+
+#[tokio::test]
+async fn what_is_known_of_a_download() {
+    let (place, server) = (place().await, Server::start().await);
+    server.put("/dir/file.txt", answer("one", "\"1\""));
+    let known = async |algorithm: Option<ChecksumAlgorithm>| {
+        let request = MetadataRequest {
+            checksum: algorithm.map(|algorithm| ChecksumRequest {
+                algorithm,
+                suffix: b"+more".to_vec(),
+            }),
+            ..MetadataRequest::default()
+        };
+        let instance = open(&place, &server, &[]);
+        match instance.metadata(&nobody(), &request).await.unwrap() {
+            Some(Metadata::Http(found)) => found,
+            other => panic!("{other:?}"),
+        }
+    };
+    let found = known(None).await;
+    assert_eq!(found.checksum, digest_of(b"one"));
+    assert_eq!(found.filename, "file.txt");
+    let since = found.last_modified.unwrap();
+    let since = since.duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(since.as_secs(), 784_111_777);
+    assert_eq!(found.requested, None);
+    let own = |text: &str| Some(text.to_owned());
+    let sha256 = known(Some(ChecksumAlgorithm::Sha256)).await;
+    assert_eq!(sha256.requested, own(digest_of(b"one+more").as_ref()));
+    let sha512 = format!("sha512:{}", hex::encode(sha2::Sha512::digest(b"one+more")));
+    let found = known(Some(ChecksumAlgorithm::Sha512)).await;
+    assert_eq!(found.requested, own(&sha512));
+}

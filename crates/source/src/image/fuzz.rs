@@ -2,7 +2,7 @@
 
 use cooper_content::digest_from;
 use cooper_llb::platform;
-use cooper_registry::{Descriptor, Reference};
+use cooper_registry::Descriptor;
 use oci_spec::image::{ImageManifest, MediaType};
 use sha2::{Digest as _, Sha256};
 
@@ -38,8 +38,7 @@ pub fn manifest(data: &[u8]) {
                 let Ok(manifest) = serde_json::from_slice::<ImageManifest>(bytes) else {
                     continue;
                 };
-                let reference = Reference::parse("host/name").expect("a name");
-                if let Ok(found) = layers(&reference, &manifest, config) {
+                if let Ok(found) = layers("host/name".into(), &manifest, config) {
                     assert_eq!(found.len(), manifest.layers().len());
                     assert!(found.len() <= MAX_LAYERS);
                 }

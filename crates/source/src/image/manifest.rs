@@ -16,12 +16,12 @@ use oci_spec::image::{ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
-use super::matching;
+use super::{Layout, matching};
 use crate::SourceError;
 
 /// The largest manifest, index or configuration in bytes: what registries take (distribution's
 /// limit is 4 MiB), doubled.
-const MAX_SIZE: u64 = 8 << 20;
+pub(super) const MAX_SIZE: u64 = 8 << 20;
 /// The most layers that an image may have. The kernel's and Docker's limits are far below.
 pub(super) const MAX_LAYERS: usize = 4096;
 
@@ -72,6 +72,8 @@ type Flight = Shared<BoxFuture<'static, Answer>>;
 pub struct ImageResolver {
     registry: Registry,
     content: Arc<dyn ContentStore>,
+    /// Where images are looked for instead of a registry.
+    layout: Option<Layout>,
     /// What is being asked for now: by reference, platform and sessions. Weak, so that a
     /// request ends when nobody waits for it any more.
     flights: Arc<Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answer>>>>>,
@@ -83,7 +85,17 @@ impl ImageResolver {
         Self {
             registry,
             content,
+            layout: None,
             flights: Arc::default(),
+        }
+    }
+
+    /// The same, for images that lie in `layout`: their names are nothing but names, and each
+    /// has a digest.
+    pub fn in_layout(&self, layout: Layout) -> Self {
+        Self {
+            layout: Some(layout),
+            ..self.clone()
         }
     }
 
@@ -101,7 +113,8 @@ impl ImageResolver {
         // Without an image store of its own this builder has nowhere else to look.
         let _ = mode;
         let key = format!(
-            "{reference} {} {}",
+            "{reference} {:?} {} {}",
+            self.layout,
             platform::format_all(platform),
             sessions.ids().join(",")
         );
@@ -168,7 +181,11 @@ impl ImageResolver {
         let config = self
             .config_blob(&reference, manifest.config(), sessions)
             .await?;
-        let layers = layers(&reference, &manifest, &config)?;
+        let source = match &self.layout {
+            Some(layout) => layout.source(sessions),
+            None => reference.to_string(),
+        };
+        let layers = layers(source, &manifest, &config)?;
         Ok(Arc::new(Resolved {
             reference,
             root,
@@ -192,6 +209,14 @@ impl ImageResolver {
             let descriptor = Descriptor::new(media_type, bytes.len() as u64, digest);
             return Ok((descriptor, bytes));
         }
+        if let Some(layout) = &self.layout {
+            let digest = reference.digest().ok_or_else(|| SourceError::NoDigest {
+                reference: reference.to_string(),
+            })?;
+            let found = layout.root(&digest, sessions).await?;
+            self.content.write_all(&found.1).await?;
+            return Ok(found);
+        }
         let descriptor = self.registry.resolve(reference, sessions).await?;
         let bytes = self.manifest(reference, &descriptor, sessions).await?;
         Ok((descriptor, bytes))
@@ -206,10 +231,16 @@ impl ImageResolver {
         if let Ok(bytes) = self.content.read_all(descriptor.digest(), MAX_SIZE).await {
             return Ok(bytes);
         }
-        let bytes = self
-            .registry
-            .manifest(reference, descriptor, sessions)
-            .await?;
+        let bytes = match &self.layout {
+            Some(layout) => {
+                let (digest, size) = (descriptor.digest(), descriptor.size());
+                layout.blob("manifest", digest, size, sessions).await?
+            }
+            None => {
+                let manifest = self.registry.manifest(reference, descriptor, sessions);
+                manifest.await?
+            }
+        };
         self.content.write_all(&bytes).await?;
         Ok(bytes)
     }
@@ -227,6 +258,12 @@ impl ImageResolver {
         }
         if descriptor.size() > MAX_SIZE {
             return Err(malformed("image config", digest, "it is too large"));
+        }
+        if let Some(layout) = &self.layout {
+            let size = descriptor.size();
+            let bytes = layout.blob("image config", digest, size, sessions).await?;
+            self.content.write_all(&bytes).await?;
+            return Ok(bytes);
         }
         let fetcher = self.registry.fetcher(reference, sessions);
         let reader = fetcher.fetch(descriptor, 0).await?;
@@ -249,7 +286,11 @@ impl ImageResolver {
     }
 }
 
-fn malformed(what: &'static str, digest: &Digest, reason: impl std::fmt::Display) -> SourceError {
+pub(super) fn malformed(
+    what: &'static str,
+    digest: &Digest,
+    reason: impl std::fmt::Display,
+) -> SourceError {
     SourceError::Malformed {
         what,
         digest: digest.clone(),
@@ -356,7 +397,7 @@ pub(super) fn choose(
 
 /// The layers with what is known of them.
 pub(super) fn layers(
-    reference: &Reference,
+    source: String,
     manifest: &ImageManifest,
     config: &[u8],
 ) -> Result<Vec<Layer>, SourceError> {
@@ -392,7 +433,7 @@ pub(super) fn layers(
     let layer = |(diff_id, descriptor): (Digest, &Descriptor)| Layer {
         descriptor: descriptor.clone(),
         diff_id,
-        sources: vec![reference.to_string()],
+        sources: vec![source.clone()],
     };
     Ok(diff_ids
         .into_iter()

@@ -1,4 +1,4 @@
-//! `docker-image://`: images in registries.
+//! `docker-image://` and `oci-layout://`: images in registries, and in layouts of the client's.
 //!
 //! The keys are BuildKit's (`source/containerimage/pull.go`): first one of the manifest's digest
 //! and the platform, then the chain of the layers, by which equal images meet.
@@ -7,6 +7,7 @@ mod config;
 mod fetch;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod layout;
 mod manifest;
 mod matching;
 
@@ -23,6 +24,7 @@ use tokio::sync::OnceCell;
 
 pub use config::ResolvedConfig;
 pub use fetch::fetchers;
+pub use layout::Layout;
 pub use manifest::{ImageResolver, ResolveMode, Resolved};
 pub use matching::best as best_platform;
 
@@ -32,6 +34,14 @@ const RESOLVE_MODE: &str = "image.resolvemode";
 const RECORD_TYPE: &str = "image.recordtype";
 const LAYER_LIMIT: &str = "image.layerlimit";
 const CHECKSUM: &str = "image.checksum";
+const LAYOUT_SESSION: &str = "oci.session";
+const LAYOUT_STORE: &str = "oci.store";
+const LAYOUT_LIMIT: &str = "oci.layerlimit";
+
+/// The scheme of images in registries.
+pub const IMAGE: &str = "docker-image";
+/// The scheme of images in layouts.
+pub const OCI_LAYOUT: &str = "oci-layout";
 
 /// Images in registries.
 #[derive(Clone)]
@@ -49,7 +59,7 @@ impl ImageSource {
 
 impl Source for ImageSource {
     fn schemes(&self) -> &'static [&'static str] {
-        &["docker-image"]
+        &[IMAGE, OCI_LAYOUT]
     }
 
     fn open(&self, id: Identifier) -> Result<Arc<dyn Instance>, SourceError> {
@@ -58,12 +68,26 @@ impl Source for ImageSource {
             Some(mode) => ResolveMode::parse(mode).map_err(|e| id.invalid(RESOLVE_MODE, e))?,
             None => ResolveMode::Default,
         };
-        let layer_limit = match id.attr(LAYER_LIMIT).map(str::parse::<usize>) {
-            Some(Ok(limit)) if limit > 0 => Some(limit),
-            Some(Ok(_)) => return Err(id.invalid(LAYER_LIMIT, "invalid layer limit")),
-            Some(Err(error)) => return Err(id.invalid(LAYER_LIMIT, error)),
-            None => None,
-        };
+        if id.scheme == OCI_LAYOUT {
+            let resolver = self.resolver.in_layout(layout(&id));
+            if reference.digest().is_none() {
+                return Err(SourceError::NoDigest {
+                    reference: id.reference,
+                });
+            }
+            return Ok(Arc::new(Image {
+                cache: self.cache.clone(),
+                resolver,
+                reference,
+                mode: ResolveMode::Default,
+                layer_limit: layer_limit(&id, LAYOUT_LIMIT)?,
+                checksum: None,
+                record_type: RecordType::Regular,
+                platform: id.platform,
+                found: OnceCell::new(),
+            }));
+        }
+        let layer_limit = layer_limit(&id, LAYER_LIMIT)?;
         let checksum = match id.attr(CHECKSUM).map(str::parse::<Digest>) {
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => return Err(id.invalid(CHECKSUM, error)),
@@ -76,7 +100,8 @@ impl Source for ImageSource {
             Some(_) => return Err(id.invalid(RECORD_TYPE, "unknown record type")),
         };
         Ok(Arc::new(Image {
-            source: self.clone(),
+            cache: self.cache.clone(),
+            resolver: self.resolver.clone(),
             reference,
             mode,
             layer_limit,
@@ -88,8 +113,27 @@ impl Source for ImageSource {
     }
 }
 
+/// The layout that an identifier names.
+pub fn layout(id: &Identifier) -> Layout {
+    let text = |name: &str| id.attr(name).unwrap_or_default().to_owned();
+    Layout {
+        session: text(LAYOUT_SESSION),
+        store: text(LAYOUT_STORE),
+    }
+}
+
+fn layer_limit(id: &Identifier, name: &str) -> Result<Option<usize>, SourceError> {
+    match id.attr(name).map(str::parse::<usize>) {
+        Some(Ok(limit)) if limit > 0 => Ok(Some(limit)),
+        Some(Ok(_)) => Err(id.invalid(name, "invalid layer limit")),
+        Some(Err(error)) => Err(id.invalid(name, error)),
+        None => Ok(None),
+    }
+}
+
 struct Image {
-    source: ImageSource,
+    cache: CacheManager,
+    resolver: ImageResolver,
     reference: Reference,
     mode: ResolveMode,
     layer_limit: Option<usize>,
@@ -107,7 +151,7 @@ impl Image {
                 let status = cx
                     .progress
                     .status(&format!("resolve {}", self.reference), "");
-                let resolver = &self.source.resolver;
+                let resolver = &self.resolver;
                 let found = resolver
                     .resolve(&self.reference, &self.platform, self.mode, &cx.sessions)
                     .await?;
@@ -129,8 +173,7 @@ impl Image {
                     });
                 }
                 // The image may be found in the cache, and its layers be elsewhere by now.
-                let cache = &self.source.cache;
-                cache.note_sources(self.layers(&found)).await?;
+                self.cache.note_sources(self.layers(&found)).await?;
                 status.done();
                 Ok(found)
             })
@@ -200,7 +243,6 @@ impl Instance for Image {
                 ..RecordOptions::default()
             };
             let next = self
-                .source
                 .cache
                 .get_by_blob(current.as_ref(), layer.clone(), options)
                 .await?;

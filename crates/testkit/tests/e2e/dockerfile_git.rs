@@ -12,14 +12,14 @@ use cooper_testkit::{Buildx, Client, Context, Daemon, Registry, leak, push_busyb
 use crate::Out;
 
 /// A server of the files of a folder, as plain as git needs it.
-struct Files {
-    host: String,
+pub(crate) struct Files {
+    pub(crate) host: String,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Files {
-    fn serve(root: &Path) -> Self {
+    pub(crate) fn serve(root: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let stop = Arc::new(AtomicBool::new(false));
