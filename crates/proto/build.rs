@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use protox::prost::Message;
+
 const FILES: &[&str] = &[
     "containerd/runtime/options.proto",
     "containerd/runtime/runc/options.proto",
@@ -34,6 +36,9 @@ const FILES: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, [Path::new("proto")])?;
+    let out = std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?;
+    let kept = Path::new(&out).join("descriptors.bin");
+    std::fs::write(kept, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Ordered maps make the bytes of a message the same every time: digests are of bytes.
         .btree_map(".")

@@ -2,13 +2,15 @@
 //! as BuildKit's clients read them (`util/grpcerrors`, `solver/errdefs`).
 
 use std::error::Error as StdError;
+use std::sync::LazyLock;
 
-use cooper_engine::{EngineError, EvaluateError};
+use cooper_engine::{EngineError, EvaluateError, StepFailure};
 use cooper_frontend::{FrontendError, SourceLocation};
 use cooper_ops::OpsError;
-use cooper_proto::{pb, rpc};
+use cooper_proto::{errdefs, pb, rpc};
 use cooper_solver::{SolveError, error_chain};
 use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde::Serialize;
 use tonic::{Code, Status};
 
@@ -46,6 +48,11 @@ fn described(error: &(dyn StdError + 'static)) -> rpc::Status {
     }
 }
 
+static DESCRIPTORS: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(cooper_proto::DESCRIPTORS);
+    pool.expect("what the compiler of the messages wrote can be read")
+});
+
 struct Facts {
     code: Code,
     details: Vec<prost_types::Any>,
@@ -73,6 +80,10 @@ impl Facts {
                 EngineError::Cancelled => self.code = Code::Cancelled,
                 EngineError::Panicked => self.code = Code::Internal,
                 EngineError::Returned { status } => self.returned = Some((**status).clone()),
+                EngineError::Step { detail, source } => {
+                    self.collect(&**source);
+                    return self.step(detail);
+                }
                 EngineError::Frontend(error) => return self.collect(error),
                 EngineError::Operation(error) => return self.collect(&**error),
                 EngineError::ContainerExists { .. } | EngineError::ProcessExists { .. } => {
@@ -94,6 +105,8 @@ impl Facts {
             }
         } else if let Some(error) = error.downcast_ref::<FrontendError>() {
             self.frontend(error);
+        } else if let Some(error) = error.downcast_ref::<StepFailure>() {
+            return self.collect(&error.source);
         } else if let Some(error) = error.downcast_ref::<EvaluateError>() {
             match error {
                 EvaluateError::Solve(error) => return self.collect(error),
@@ -109,7 +122,7 @@ impl Facts {
                 SolveError::Cancelled => self.code = Code::Cancelled,
                 _ => {}
             }
-        } else if let Some(OpsError::Exec(failure)) = error.downcast_ref::<OpsError>() {
+        } else if let Some(OpsError::Exec { failure, .. }) = error.downcast_ref::<OpsError>() {
             let code = failure.exit.code;
             self.add("gatewayapi.ExitMessage", &ExitMessage { code });
         }
@@ -133,6 +146,17 @@ impl Facts {
                 self.add("errdefs.FrontendCap", &Named { name });
             }
             _ => {}
+        }
+    }
+
+    /// Written in protobuf's own JSON, which is what clients read this detail with.
+    fn step(&mut self, detail: &errdefs::Solve) {
+        let Some(kind) = DESCRIPTORS.get_message_by_name("errdefs.Solve") else {
+            return;
+        };
+        match DynamicMessage::decode(kind, &*detail.encode_to_vec()) {
+            Ok(detail) => self.add("errdefs.Solve", &detail),
+            Err(error) => tracing::warn!(%error, "the details of a step cannot be told"),
         }
     }
 
@@ -267,7 +291,10 @@ mod tests {
         let error = EvaluateError::Solve(SolveError::Op {
             vertex: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
             name: "RUN false".into(),
-            source: Arc::new(OpsError::Exec(ExecFailure::new(&args, 1, false))),
+            source: Arc::new(OpsError::Exec {
+                failure: ExecFailure::new(&args, 1, false),
+                files: Box::default(),
+            }),
         });
         FrontendError::bridge(error.to_string(), error)
             .at(location)
@@ -316,6 +343,51 @@ mod tests {
             assert_eq!(source["ranges"][0]["start"]["line"], 1);
             assert_eq!(find("gatewayapi.ExitMessage")["Code"], 1);
         }
+    }
+
+    #[test]
+    fn what_a_step_had_is_told_in_the_json_of_protobuf() {
+        let exec = pb::ExecOp {
+            meta: Some(pb::Meta {
+                args: vec!["false".into()],
+                ..pb::Meta::default()
+            }),
+            mounts: vec![pb::Mount {
+                dest: "/".into(),
+                output: -1,
+                mount_type: pb::MountType::Bind as i32,
+                ..pb::Mount::default()
+            }],
+            ..pb::ExecOp::default()
+        };
+        let detail = errdefs::Solve {
+            input_i_ds: vec!["in".into()],
+            mount_i_ds: vec!["out".into(), String::new()],
+            op: Some(pb::Op {
+                op: Some(pb::op::Op::Exec(exec)),
+                ..pb::Op::default()
+            }),
+            subject: Some(errdefs::solve::Subject::File(errdefs::FileAction {
+                index: 2,
+            })),
+            description: [("llb.customname".to_owned(), "n".to_owned())].into(),
+        };
+        let error = EngineError::Step {
+            detail: Box::new(detail),
+            source: Box::new(failure()),
+        };
+        let status = of(&error);
+        let details = details(&status);
+        let (url, solve) = details.last().unwrap();
+        assert_eq!(url, "github.com/moby/buildkit/errdefs.Solve+json");
+        assert_eq!(solve["inputIDs"][0], "in");
+        assert_eq!(solve["mountIDs"], serde_json::json!(["out", ""]));
+        assert_eq!(solve["op"]["exec"]["meta"]["args"][0], "false");
+        assert_eq!(solve["op"]["exec"]["mounts"][0]["output"], "-1");
+        assert_eq!(solve["file"]["index"], "2");
+        assert_eq!(solve["description"]["llb.customname"], "n");
+        let has = |name: &str| details.iter().any(|(url, _)| url.contains(name));
+        assert!(has("errdefs.Vertex") && has("errdefs.Source") && has("ExitMessage"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use cooper_exporter::ExportError;
 use cooper_frontend::FrontendError;
 use cooper_llb::LlbError;
 use cooper_ops::OpsError;
-use cooper_proto::rpc;
+use cooper_proto::{errdefs, rpc};
 use cooper_solver::SolveError;
 use cooper_source::SourceError;
 use cooper_worker::WorkerError;
@@ -79,6 +79,14 @@ pub enum EngineError {
     /// A message lacks what it is about, or what it has makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// A step failed, and its client can look into it.
+    #[error("{source}")]
+    Step {
+        /// What it was and what it had, in the form of the client's API.
+        detail: Box<errdefs::Solve>,
+        /// Why.
+        source: Box<EngineError>,
+    },
     /// The client built by itself and returned an error, which is passed on as it is.
     #[error("{}", status.message)]
     Returned {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
+use cooper_cache::ImmutableRef;
 use cooper_frontend::{
     Attestation, AttestationKind, Bridge as _, BuildOpts, CacheImport, FileRange, FrontendResult,
     ImageOptions, Inputs, OciLayout, Reference, SolveRequest, SourceOptions, Subject, SubjectKind,
@@ -17,6 +18,8 @@ use crate::EngineError;
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::container::Containers;
+use crate::failure::StepFailure;
+use crate::reference::LazyRef;
 use crate::sent;
 
 mod containers;
@@ -84,7 +87,7 @@ impl Gateway {
         };
         // On the heap: frontends' futures are large.
         let solving = Box::pin(BuildBridge::solve(&self.bridge, request));
-        let result = self.build.run(solving).await?;
+        let result = self.call(solving).await?;
         if result.is_multi() && !return_allowed {
             return Err(EngineError::NoDefaultResult);
         }
@@ -166,6 +169,35 @@ impl Gateway {
         self.references
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With the details of the step that failed, if it was one. The states that it had are kept
+    /// for the client as long as the build goes on.
+    fn looked_into(&self, error: EngineError) -> EngineError {
+        let Some(failure) = StepFailure::of(&error) else {
+            return error;
+        };
+        let name = |state: &Option<ImmutableRef>| {
+            let Some(state) = state else {
+                return String::new();
+            };
+            let reference: Arc<dyn Reference> = LazyRef::ready(&self.build, state.clone());
+            self.keep(Some(&reference)).id
+        };
+        let detail = failure.detail(|states| states.iter().map(name).collect());
+        EngineError::Step {
+            detail: Box::new(detail),
+            source: Box::new(error),
+        }
+    }
+
+    /// Carries out a call on behalf of the build.
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        let result = self.build.run(call).await;
+        result.map_err(|error| self.looked_into(error))
     }
 
     fn find(&self, id: &str) -> Result<Arc<dyn Reference>, EngineError> {
@@ -298,7 +330,7 @@ impl Gateway {
             }),
         };
         let read = async { Ok(reference.read_file(&request.file_path, range).await?) };
-        let data = self.build.run(read).await?;
+        let data = self.call(read).await?;
         Ok(api::ReadFileResponse { data })
     }
 
@@ -310,7 +342,7 @@ impl Gateway {
         let reference = self.find(&request.r#ref)?;
         let (path, include) = (&request.dir_path, &request.include_pattern);
         let read = async { Ok(reference.read_dir(path, include).await?) };
-        let entries = self.build.run(read).await?;
+        let entries = self.call(read).await?;
         Ok(api::ReadDirResponse { entries })
     }
 
@@ -321,7 +353,7 @@ impl Gateway {
     ) -> Result<api::StatFileResponse, EngineError> {
         let reference = self.find(&request.r#ref)?;
         let read = async { Ok(reference.stat_file(&request.path).await?) };
-        let stat = self.build.run(read).await?;
+        let stat = self.call(read).await?;
         Ok(api::StatFileResponse { stat: Some(stat) })
     }
 
@@ -329,7 +361,7 @@ impl Gateway {
     pub async fn evaluate(&self, request: api::EvaluateRequest) -> Result<(), EngineError> {
         let reference = self.find(&request.r#ref)?;
         let evaluate = async { Ok(reference.evaluate().await?) };
-        self.build.run(evaluate).await
+        self.call(evaluate).await
     }
 
     /// The inputs that the client gave with its solve.
@@ -376,13 +408,15 @@ impl Gateway {
     ) -> Result<api::ResolveSourceMetaResponse, EngineError> {
         let no_source = || EngineError::Invalid("no source to resolve".to_owned());
         let source = request.source.ok_or_else(no_source)?;
+        let checksum = request.http.and_then(|http| http.checksum_request);
+        let suffix = checksum.as_ref().map(|checksum| checksum.suffix.clone());
         let options = SourceOptions {
             log_name: request.log_name,
             platform: request.platform,
             resolve_mode: request.resolve_mode,
             no_config: request.image.is_some_and(|image| image.no_config),
             return_object: request.git.is_some_and(|git| git.return_object),
-            checksum: request.http.and_then(|http| http.checksum_request),
+            checksum,
             source_policies: request.source_policies,
         };
         let resolve = async { Ok(self.bridge.resolve_source_meta(&source, options).await?) };
@@ -395,7 +429,10 @@ impl Gateway {
                 checksum: http.checksum.to_string(),
                 filename: http.filename,
                 last_modified: http.last_modified.map(timestamp),
-                checksum_response: None,
+                checksum_response: http.requested.map(|digest| api::ChecksumResponse {
+                    digest,
+                    suffix: suffix.unwrap_or_default(),
+                }),
             }),
         })
     }

@@ -27,7 +27,9 @@
 //! ```
 //!
 //! Modules in reading order: `engine`, `request`, `build` and `reference` (one build and what it
-//! promises), `bridge` and `meta`, `gateway`, `container` and `process` (what runs for a client), `export`, `jobs` and `events` (who listens).
+//! promises), `failure`
+//! (a step that failed), `bridge` and `meta`, `gateway`, `container` and `process` (what runs for
+//! a client), `export`, `jobs` and `events` (who listens).
 #![forbid(unsafe_code)]
 
 mod bridge;
@@ -39,6 +41,7 @@ mod entitlements;
 mod error;
 mod events;
 mod export;
+mod failure;
 mod files;
 mod gateway;
 mod jobs;
@@ -52,6 +55,7 @@ mod shown;
 pub use engine::{Engine, EngineConfig};
 pub use error::{EngineError, EvaluateError};
 pub use events::Events;
+pub use failure::StepFailure;
 pub use gateway::Gateway;
 pub use jobs::{BuildEvent, BuildEvents, BuildInfo};
 pub use request::{CacheExport, ExporterRequest, SolveRequest, SolveResponse};

@@ -13,7 +13,7 @@ use cooper_solver::SolveError;
 use tokio::sync::OnceCell;
 
 use crate::build::Build;
-use crate::{EvaluateError, caps, files};
+use crate::{EvaluateError, StepFailure, caps, files};
 
 type Outcome = Result<Option<ImmutableRef>, EvaluateError>;
 
@@ -33,6 +33,18 @@ impl LazyRef {
             definition,
             build: build.clone(),
             outcome: OnceCell::new(),
+        });
+        build.keep(&reference);
+        reference
+    }
+
+    /// A state that is there already, such as a step that failed has left it.
+    pub(crate) fn ready(build: &Arc<Build>, output: ImmutableRef) -> Arc<Self> {
+        let reference = Arc::new(Self {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            definition: pb::Definition::default(),
+            build: build.clone(),
+            outcome: OnceCell::new_with(Some(Ok(Some(output)))),
         });
         build.keep(&reference);
         reference
@@ -82,7 +94,14 @@ impl LazyRef {
             EvaluateError::Solve(SolveError::Op { vertex, .. }) => self.places(vertex),
             _ => Vec::new(),
         };
-        let mut error = FrontendError::from(error);
+        let mut error = match &error {
+            EvaluateError::Solve(SolveError::Op { vertex, .. }) => {
+                let vertex = vertex.clone();
+                let failure = StepFailure::new(&self.definition, &vertex, error);
+                FrontendError::bridge(failure.to_string(), failure)
+            }
+            _ => FrontendError::from(error),
+        };
         for place in places {
             if error.location().is_some() {
                 error = FrontendError::bridge(error.to_string(), error);

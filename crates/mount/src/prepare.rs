@@ -138,6 +138,7 @@ impl<'a> Prepare<'a> {
         prepared: &mut Prepared,
     ) -> Result<Vec<Mount>, MountError> {
         let output = usize::try_from(mount.output).ok();
+        let place = prepared.sources.len();
         // What is read only stays what it is. The root is written by the executor, which makes
         // mount points in it, even where the process may not write.
         if let Some(input) = input
@@ -147,7 +148,7 @@ impl<'a> Prepare<'a> {
             let mounts = input.mounts().await;
             let mounts = mounts.map_err(cache("mount the input of", &mount.dest))?;
             if let Some(index) = output {
-                prepared.outputs.push(Output::same(index, input));
+                prepared.outputs.push(Output::same(index, place, input));
             }
             prepared.kept.push(Kept::Input(input.clone()));
             return Ok(mounts);
@@ -159,10 +160,7 @@ impl<'a> Prepare<'a> {
         let made = self.mutable(manager, mount, input).await?;
         let mounts = made.mounts().await;
         let mounts = mounts.map_err(cache("mount the files of", &mount.dest))?;
-        match output {
-            Some(index) => prepared.outputs.push(Output::written(index, made)),
-            None => prepared.kept.push(Kept::ThrownAway(made)),
-        }
+        prepared.outputs.push(Output::written(output, place, made));
         Ok(mounts)
     }
 
@@ -223,7 +221,8 @@ impl<'a> Prepare<'a> {
         let mounts = dir.mounts().await;
         let mounts = mounts.map_err(cache("mount the cache of", &mount.dest))?;
         if let (Ok(index), Some(base)) = (usize::try_from(mount.output), base) {
-            prepared.outputs.push(Output::same(index, base));
+            let place = prepared.sources.len();
+            prepared.outputs.push(Output::same(index, place, base));
         }
         prepared.kept.push(Kept::Cache(dir));
         Ok(mounts)

@@ -30,9 +30,12 @@ pub struct Prepared {
     pub(crate) kept: Vec<Kept>,
 }
 
-/// A result of the step.
+/// What a mount of the step leaves.
 pub(crate) struct Output {
-    pub(crate) index: usize,
+    /// The number that the step's result has; `None` for what is thrown away.
+    pub(crate) index: Option<usize>,
+    /// The index of the step's mount.
+    mount: usize,
     state: State,
 }
 
@@ -44,14 +47,30 @@ enum State {
 }
 
 impl Output {
-    pub(crate) fn same(index: usize, input: &LocalRef) -> Self {
-        let state = State::Same(ImmutableRef::clone(input));
-        Self { index, state }
+    pub(crate) fn same(index: usize, mount: usize, input: &LocalRef) -> Self {
+        Self {
+            index: Some(index),
+            mount,
+            state: State::Same(ImmutableRef::clone(input)),
+        }
     }
 
-    pub(crate) fn written(index: usize, made: MutableRef) -> Self {
-        let state = State::Written(Box::new(made));
-        Self { index, state }
+    pub(crate) fn written(index: Option<usize>, mount: usize, made: MutableRef) -> Self {
+        Self {
+            index,
+            mount,
+            state: State::Written(Box::new(made)),
+        }
+    }
+
+    async fn keep(self) -> Result<ImmutableRef, MountError> {
+        match self.state {
+            State::Same(same) => Ok(same),
+            State::Written(made) => made
+                .commit()
+                .await
+                .map_err(cache("commit the output of mount", &self.mount.to_string())),
+        }
     }
 }
 
@@ -59,7 +78,6 @@ impl Output {
 #[allow(dead_code, reason = "held for what dropping them does")]
 pub(crate) enum Kept {
     Input(LocalRef),
-    ThrownAway(MutableRef),
     Cache(Arc<CacheDir>),
     Secret(SecretFile),
     Ssh(SshSocket),
@@ -92,15 +110,24 @@ impl Prepared {
         // Others may wait for the caches.
         drop(self.kept);
         let mut results = Vec::with_capacity(self.outputs.len());
-        for Output { index, state } in self.outputs {
-            let result = match state {
-                State::Same(same) => same,
-                State::Written(made) => made
-                    .commit()
-                    .await
-                    .map_err(cache("commit output", &index.to_string()))?,
-            };
-            results.push((index, result));
+        for output in self.outputs {
+            if let Some(index) = output.index {
+                results.push((index, output.keep().await?));
+            }
+        }
+        Ok(results)
+    }
+
+    /// Keeps what a step that failed has written, for a look at it: by the index of the step's
+    /// mount, what is no output as well. Caches are not among them.
+    ///
+    /// # Cancel safety
+    /// As [`commit`](Self::commit).
+    pub async fn commit_failed(self) -> Result<Vec<(usize, ImmutableRef)>, MountError> {
+        drop(self.kept);
+        let mut results = Vec::with_capacity(self.outputs.len());
+        for output in self.outputs {
+            results.push((output.mount, output.keep().await?));
         }
         Ok(results)
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cooper_cache::CacheError;
+use cooper_cache::{CacheError, ImmutableRef};
 use cooper_executor::{ExecError, Exit};
 use cooper_layer::LayerError;
 use cooper_mount::MountError;
@@ -14,8 +14,13 @@ use cooper_source::SourceError;
 #[non_exhaustive]
 pub enum OpsError {
     /// A process ended with a code that is not wanted.
-    #[error(transparent)]
-    Exec(#[from] ExecFailure),
+    #[error("{failure}")]
+    Exec {
+        /// What was run, and how it ended.
+        failure: ExecFailure,
+        /// The files that it had.
+        files: Box<FailedFiles>,
+    },
     /// A process could not be run at all.
     #[error("process {args:?} did not complete successfully")]
     Start {
@@ -96,6 +101,16 @@ impl OpsError {
     pub(crate) fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid(reason.into())
     }
+}
+
+/// The states that a process which failed had mounted, to be looked at: one for each mount of
+/// the step, `None` for what is no state. They are held as long as the error is.
+#[derive(Clone, Debug, Default)]
+pub struct FailedFiles {
+    /// As they were before.
+    pub inputs: Vec<Option<ImmutableRef>>,
+    /// As the process left them.
+    pub mounts: Vec<Option<ImmutableRef>>,
 }
 
 /// A process ended with a code that is not wanted.

@@ -363,7 +363,12 @@ async fn a_failed_process_says_so_in_buildkits_words() {
     let failure = source
         .downcast_ref::<crate::OpsError>()
         .and_then(|error| match error {
-            crate::OpsError::Exec(failure) => Some(failure.clone()),
+            crate::OpsError::Exec { failure, files } => {
+                // What it saw and what it left are two states.
+                let (before, after) = (files.inputs[0].as_ref(), files.mounts[0].as_ref());
+                assert_ne!(before.unwrap().id(), after.unwrap().id());
+                Some(failure.clone())
+            }
             _ => None,
         });
     let args = ["exit".to_owned(), "3".to_owned()];

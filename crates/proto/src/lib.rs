@@ -35,6 +35,10 @@ pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 /// ignore file; the 16 KiB of other HTTP libraries are less than that.
 pub const MAX_HEADER_SIZE: u32 = 16 << 20;
 
+/// What all messages are like, a `google.protobuf.FileDescriptorSet`: for who has to write one
+/// as JSON.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// LLB: the build graph.
 pub mod pb {
     tonic::include_proto!("pb");

@@ -10,7 +10,7 @@ use cooper_cache::LocalRef;
 use cooper_executor::{
     ContainerSpec, HostIp, NetworkMode, Output as Stream, Process, SecurityMode, Ulimit,
 };
-use cooper_mount::Prepare;
+use cooper_mount::{Prepare, Prepared};
 use cooper_progress::{Clip, STDERR, STDOUT, VertexProgress};
 use cooper_proto::pb;
 use cooper_session::{Group, secrets};
@@ -20,7 +20,7 @@ use tracing::{Instrument, debug_span};
 
 use super::ExecOp;
 use crate::env::{Build, Output, limits, localize, note_usage, sessions};
-use crate::{ExecFailure, OpsError};
+use crate::{ExecFailure, FailedFiles, OpsError};
 
 const PATH_LINUX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const PATH_WINDOWS: &str =
@@ -93,10 +93,35 @@ impl ExecOp {
         }
         drop(running);
         if !self.is_wanted(exit.code) {
-            return Err(ExecFailure::new(args, exit.code, exit.oom).into());
+            return Err(OpsError::Exec {
+                failure: ExecFailure::new(args, exit.code, exit.oom),
+                files: Box::new(self.failed_files(&inputs, prepared).await),
+            });
         }
         let outputs = prepared.commit().instrument(debug_span!("commit")).await?;
         Ok(in_order(outputs))
+    }
+
+    /// What the process saw and what it left. That it failed is what matters: what cannot be
+    /// kept is left out.
+    async fn failed_files(&self, inputs: &[Option<LocalRef>], prepared: Prepared) -> FailedFiles {
+        let input = |mount: &pb::Mount| {
+            let input = inputs.get(usize::try_from(mount.input).ok()?)?;
+            input.as_deref().cloned()
+        };
+        let inputs: Vec<_> = self.op.mounts.iter().map(input).collect();
+        let mut mounts = inputs.clone();
+        match prepared.commit_failed().await {
+            Ok(left) => {
+                for (index, left) in left {
+                    if let Some(mount) = mounts.get_mut(index) {
+                        *mount = Some(left);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the files of a failed step were not kept"),
+        }
+        FailedFiles { inputs, mounts }
     }
 
     fn is_wanted(&self, code: u32) -> bool {
