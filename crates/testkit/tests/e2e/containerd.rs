@@ -147,6 +147,7 @@ fn ex08_a_containerd_that_goes_away_fails_the_step_and_the_next_build_works() {
         "containerd.sock is unavailable",
     ]);
     assert_eq!(leak::running("sleep 86463"), 0);
+    drop(context);
     let dockerfile = format!("FROM {base}\nRUN echo again-$((40+2))\n");
     let context = Context::new().file("Dockerfile", dockerfile);
     client
