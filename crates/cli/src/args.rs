@@ -56,6 +56,10 @@ pub(crate) struct BuildArgs {
     /// Where a build in this process keeps its cache.
     #[arg(long, value_name = "DIR", env = "COOPER_ROOT", conflicts_with = "addr")]
     pub(crate) root: Option<PathBuf>,
+    /// Writes how long each part of each step took, for a build in this process, as a Chrome
+    /// trace: open it in Perfetto or chrome://tracing.
+    #[arg(long, value_name = "FILE", conflicts_with = "addr")]
+    pub(crate) trace: Option<PathBuf>,
     /// Runs every step, whatever the cache holds.
     #[arg(long)]
     pub(crate) no_cache: bool,

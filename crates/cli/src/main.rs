@@ -12,6 +12,7 @@ mod progress;
 mod report;
 mod request;
 mod spec;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -45,12 +46,18 @@ fn main() -> ExitCode {
     // Before anything else: this may be the built-in runtime's helper.
     cooper_daemon::enter_if_asked();
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("COOPER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    let traced = match &cli.command {
+        Command::Build(args) => args.trace.as_deref(),
+        Command::Version => None,
+    };
+    // Its end writes the rest of the file.
+    let _trace = match trace::begin(traced) {
+        Ok(trace) => trace,
+        Err(error) => {
+            eprintln!("ERROR: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match cli.command {
         Command::Version => {
             println!("cooper {}", env!("CARGO_PKG_VERSION"));

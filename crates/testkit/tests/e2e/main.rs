@@ -48,6 +48,7 @@ mod rogue;
 mod sessions;
 mod sharing;
 mod spec;
+mod trace;
 mod written_mounts;
 
 use std::path::{Path, PathBuf};
