@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{cargo, check};
-use crate::{layers, tidy};
+use crate::{coverage, layers, tidy};
 
 /// Everything that CI runs.
 pub(crate) fn all() -> Result<()> {
@@ -15,6 +15,7 @@ pub(crate) fn all() -> Result<()> {
     check(&mut cargo(&["fmt", "--all", "--check"]))?;
     layers::run()?;
     tidy::run()?;
+    coverage::run()?;
     let lints = [
         "clippy",
         "--workspace",
