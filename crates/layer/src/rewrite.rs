@@ -286,7 +286,7 @@ mod tests {
         tar.append_pax_extensions(records).unwrap();
         let mut plain = header(file, 3, 1_700_000_000);
         tar.append_data(&mut plain, "short", &b"pax"[..]).unwrap();
-        let mut link = header(tar::EntryType::Link, 700, 1_700_000_000);
+        let mut link = header(tar::EntryType::Link, 0, 1_700_000_000);
         tar.append_link(&mut link, "link", "new").unwrap();
         let mut gnu = tar::Header::new_gnu();
         gnu.set_size(0);
@@ -296,6 +296,24 @@ mod tests {
         fields.set_ctime(7);
         tar.append_data(&mut gnu, "gnu", &b""[..]).unwrap();
         tar.into_inner().unwrap()
+    }
+
+    /// A link says the size of what it leads to in some archives, and has no content even so.
+    #[test]
+    fn links_have_no_content() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut link = header(tar::EntryType::Link, 700, 1_700_000_000);
+        tar.append_link(&mut link, "link", "new").unwrap();
+        let mut next = header(tar::EntryType::Regular, 3, 1_700_000_000);
+        tar.append_data(&mut next, "next", &b"abc"[..]).unwrap();
+        let given = tar.into_inner().unwrap();
+        let mut clamped = Vec::new();
+        clamp(&*given, &mut clamped, LATEST).unwrap();
+        assert_eq!(clamped.len(), given.len());
+        // Both headers were taken for headers.
+        for at in [0, BLOCK] {
+            assert_eq!(number(&clamped[at + 136..at + 148]).unwrap(), LATEST);
+        }
     }
 
     #[test]

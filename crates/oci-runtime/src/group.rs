@@ -126,7 +126,7 @@ fn make(root: &Path, directory: &Path) -> io::Result<()> {
 }
 
 /// A new group of version 1 has no processors and no memory nodes, and nobody can be in it
-/// (cpuset(7)).
+/// (cpuset(7)). Nor has the one above for a moment, when another container has just made it.
 fn inherit_cpuset(directory: &Path) -> io::Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = directory.join(name);
@@ -136,8 +136,15 @@ fn inherit_cpuset(directory: &Path) -> io::Result<()> {
         if !own.trim_ascii().is_empty() {
             continue;
         }
-        let parent = directory.parent().unwrap_or(directory).join(name);
-        std::fs::write(&file, std::fs::read(parent)?)?;
+        let Some(above) = directory.parent() else {
+            return Ok(());
+        };
+        let mut given = std::fs::read(above.join(name))?;
+        if given.trim_ascii().is_empty() {
+            inherit_cpuset(above)?;
+            given = std::fs::read(above.join(name))?;
+        }
+        std::fs::write(&file, given)?;
     }
     Ok(())
 }
@@ -168,4 +175,28 @@ fn make_unified(root: &Path, directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_come_from_as_far_above_as_is_needed() {
+        let root = tempfile::tempdir().unwrap();
+        let inner = root.path().join("parent/child");
+        std::fs::create_dir_all(&inner).unwrap();
+        for (dir, cpus) in [
+            (root.path(), "0-1\n"),
+            (inner.parent().unwrap(), "\n"),
+            (&inner, "\n"),
+        ] {
+            std::fs::write(dir.join("cpuset.cpus"), cpus).unwrap();
+            std::fs::write(dir.join("cpuset.mems"), "0\n").unwrap();
+        }
+        inherit_cpuset(&inner).unwrap();
+        for dir in [inner.parent().unwrap(), &inner] {
+            assert_eq!(std::fs::read(dir.join("cpuset.cpus")).unwrap(), b"0-1\n");
+        }
+    }
 }
