@@ -57,6 +57,10 @@ impl State {
     /// Whether the record is shown: of a mutable ref and the one that is sealed over it only
     /// one is, the sealed one while somebody has it.
     pub(crate) fn is_shown(&self, entry: &Entry) -> bool {
+        // What nobody needs is being removed.
+        if entry.is_waste() {
+            return false;
+        }
         match &entry.record.state {
             Stage::Sealed { .. } => !entry.is_idle(),
             Stage::Active { .. } => match &entry.sealed {
