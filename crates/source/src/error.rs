@@ -187,7 +187,7 @@ pub enum SourceError {
         commit: String,
     },
     /// A commit does not have the folder that is wanted of it.
-    #[error("failed to open subdir {subdir}")]
+    #[error("invalid subdir /{subdir}")]
     GitSubdir {
         /// The folder.
         subdir: String,

@@ -179,15 +179,12 @@ async fn what_is_not_there_is_said() {
         error("#v1", &[("git.checksum", "foobar")]).await,
         "invalid checksum foobar for Git URL, expected hex commit hash"
     );
-    assert_eq!(
-        error("#v1:no/dir", &[]).await,
-        "failed to open subdir no/dir"
-    );
+    assert_eq!(error("#v1:no/dir", &[]).await, "invalid subdir /no/dir");
     // A link in the repository does not lead out of it.
     std::os::unix::fs::symlink("/etc", served.dir.path().join("etc")).unwrap();
     served.commit("file", "two");
     served.publish();
-    assert_eq!(error("#main:etc", &[]).await, "failed to open subdir etc");
+    assert_eq!(error("#main:etc", &[]).await, "invalid subdir /etc");
 }
 
 #[tokio::test]

@@ -165,7 +165,7 @@ fn df05_a_repository_is_a_context() {
             "expected checksum to match 00000000",
         ),
         ("?tag=v1#main", "ref conflicts"),
-        ("#main:no", "failed to open subdir no"),
+        ("#main:no", "invalid subdir /no"),
     ];
     for (suffix, error) in refused {
         build(suffix).fails_with(&[error]);
