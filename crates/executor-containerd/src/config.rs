@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cooper_executor::cni::NetworkPool;
+use cooper_executor::cni::Networks;
 use cooper_executor::{DnsConfig, NetworkMode};
 use cooper_proto::containerd::{runc, runtimeoptions};
 use prost::Message;
@@ -22,7 +22,7 @@ pub struct ContainerdConfig {
     /// The network of containers that ask for none in particular; by default the host's.
     pub network: NetworkMode,
     /// The networks of containers that ask for none in particular, instead of [`Self::network`].
-    pub networks: Option<NetworkPool>,
+    pub networks: Networks,
     /// The control group above those of containers.
     pub cgroup_parent: String,
     /// AppArmor's profile for confined containers; empty for none.
@@ -135,7 +135,7 @@ impl ContainerdConfig {
             runtime: Runtime::default(),
             dns: DnsConfig::default(),
             network: NetworkMode::Host,
-            networks: None,
+            networks: Networks::default(),
             cgroup_parent: String::new(),
             apparmor_profile: String::new(),
             oom_score_adj: None,

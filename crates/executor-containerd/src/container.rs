@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
-use cooper_executor::{Bundle, ContainerSpec, ExecError, Exit, Group, Process, Running, Usage};
+use cooper_executor::{
+    Bundle, ContainerSpec, Ended, ExecError, Exit, Group, Process, Running, Usage,
+};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Spec;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,9 +32,6 @@ pub(crate) const REFUSED: Exit = Exit {
     oom: false,
 };
 
-/// How a process ended, once it has; an error is a message, because many wait for it.
-pub(crate) type Ended = Option<Result<Exit, String>>;
-
 /// What is known of a container while it runs.
 pub(crate) struct Container {
     pub(crate) id: String,
@@ -49,7 +48,7 @@ pub(crate) struct Container {
     /// Processes besides the first one; the bundle stays until they have ended.
     pub(crate) execs: TaskTracker,
     pub(crate) next_exec: AtomicU64,
-    pub(crate) ended: watch::Sender<Ended>,
+    pub(crate) ended: Ended,
     pub(crate) kill: CancellationToken,
     /// What it used, once it has ended.
     usage: OnceLock<Usage>,
@@ -74,20 +73,7 @@ impl Container {
     /// Whether its first process has ended, told already or not.
     pub(crate) fn has_ended(&self) -> bool {
         let process = self.process.as_ref().map(PidFd::ended);
-        self.ended.borrow().is_some() || process.is_some_and(Result::unwrap_or_default)
-    }
-}
-
-/// Waits for the end of a process.
-pub(crate) async fn ended(sender: &watch::Sender<Ended>) -> Result<Exit, ExecError> {
-    let mut receiver = sender.subscribe();
-    let ended = receiver.wait_for(Option::is_some).await;
-    let ended = ended.ok().and_then(|ended| ended.clone());
-    match ended {
-        Some(Ok(exit)) => Ok(exit),
-        Some(Err(message)) => Err(ExecError::Runtime { message }),
-        // The sender is borrowed and thus there.
-        None => Err(ExecError::Closed),
+        self.ended.is_told() || process.is_some_and(Result::unwrap_or_default)
     }
 }
 
@@ -128,7 +114,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.container.ended.borrow().is_none() {
+        if !self.container.ended.is_told() {
             self.container.kill();
         }
     }
@@ -141,7 +127,7 @@ impl Running for Handle {
     }
 
     async fn wait(&self) -> Result<Exit, ExecError> {
-        ended(&self.container.ended).await
+        self.container.ended.wait().await
     }
 
     async fn started(&self) -> Result<(), ExecError> {
@@ -211,7 +197,7 @@ pub(crate) async fn own(
             .clone()
             .spawn(async move { shared.left.remove().await });
     }
-    let namespace = match shared.get_network(&spec).await {
+    let namespace = match shared.config.networks.lend(&spec, &shared.tracker).await {
         Ok(namespace) => namespace,
         Err(error) => {
             let _ = told.send(Err(error));
@@ -228,7 +214,7 @@ pub(crate) async fn own(
         }
     }
     if let Some(namespace) = namespace {
-        shared.put_network(namespace).await;
+        shared.config.networks.take_back(namespace).await;
     }
 }
 
@@ -267,7 +253,7 @@ async fn run(
         config,
         execs: TaskTracker::new(),
         next_exec: AtomicU64::new(0),
-        ended: watch::channel(None).0,
+        ended: Ended::default(),
         kill,
         usage: OnceLock::new(),
     });
@@ -322,7 +308,7 @@ async fn fail(
                 let complaints = stdio.complaints();
                 drop(stdio);
                 complain(complaints, complaint).await;
-                container.ended.send_replace(Some(Ok(REFUSED)));
+                container.ended.tell(Ok(REFUSED));
                 let _ = told.send(Ok(container.clone()));
                 return bundle;
             }
@@ -330,7 +316,7 @@ async fn fail(
         },
     };
     drop(stdio);
-    container.ended.send_replace(Some(Err(error.to_string())));
+    container.ended.tell(Err(error.to_string()));
     let _ = told.send(Err(error));
     bundle
 }
@@ -418,7 +404,7 @@ async fn finish(
         Ok((ended, bundle)) => (ended, Some(bundle)),
         Err(error) => (Err(format!("unmount a container: {error}")), None),
     };
-    container.ended.send_replace(Some(ended));
+    container.ended.tell(ended);
     bundle
 }
 

@@ -5,11 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use cooper_content::{
     Blob, ContentError, ContentStore, Descriptor, Digest, ImageStore, Info, Ingest,
 };
@@ -20,18 +19,18 @@ use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::collect::Collector;
 use crate::snapshots::{OWNER, ROOT};
 use crate::{Containerd, ContainerdError};
+use ingest::{ContainerdIngest, Lock, Writer};
+
+mod ingest;
 
 /// The labels that say which blobs one needs, with a number behind: containerd's collector goes
 /// by them.
 const REFERENCE: &str = "containerd.io/gc.ref.content";
-
-/// The most bytes of one message.
-const PIECE: usize = 1 << 20;
 
 /// How long containerd may take to let go of an ingest whose writer is gone.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -178,42 +177,6 @@ impl ContainerdContentStore {
         };
         writer.offset = writer.answer().await?.offset;
         Ok(writer)
-    }
-}
-
-/// A stream of pieces and what is said to each.
-struct Writer {
-    sender: mpsc::Sender<wire::WriteContentRequest>,
-    answers: Streaming<wire::WriteContentResponse>,
-    offset: i64,
-}
-
-impl Writer {
-    async fn answer(&mut self) -> Result<wire::WriteContentResponse, Status> {
-        let answer = self.answers.message().await?;
-        answer.ok_or_else(|| Status::unavailable("the stream of an ingest ended"))
-    }
-
-    /// Waits until containerd has let go of the ingest.
-    async fn end(self) {
-        let Self {
-            sender,
-            mut answers,
-            ..
-        } = self;
-        drop(sender);
-        while let Ok(Some(_)) = answers.message().await {}
-    }
-
-    async fn ask(
-        &mut self,
-        request: wire::WriteContentRequest,
-    ) -> Result<wire::WriteContentResponse, Status> {
-        // When nobody takes it any more, the answer says why.
-        let _ = self.sender.send(request).await;
-        let answer = self.answer().await?;
-        self.offset = answer.offset;
-        Ok(answer)
     }
 }
 
@@ -380,165 +343,5 @@ impl ImageStore for ContainerdContentStore {
         let image = Some(image);
         let create = images::CreateImageRequest { image };
         client.create(create).await.map(drop).map_err(failed)
-    }
-}
-
-/// The name of an ingest that is being written. Dropping it frees the name.
-struct Lock {
-    writing: Arc<Mutex<HashSet<String>>>,
-    name: String,
-}
-
-impl Lock {
-    fn take(writing: &Arc<Mutex<HashSet<String>>>, name: &str) -> Option<Self> {
-        let mut names = writing.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(name.to_owned()).then(|| Self {
-            writing: writing.clone(),
-            name: name.to_owned(),
-        })
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let mut names = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        names.remove(&self.name);
-    }
-}
-
-struct ContainerdIngest {
-    store: ContainerdContentStore,
-    writer: Writer,
-    lock: Lock,
-}
-
-impl ContainerdIngest {
-    fn request(&self, action: wire::WriteAction) -> wire::WriteContentRequest {
-        wire::WriteContentRequest {
-            action: action.into(),
-            r#ref: self.store.reference(&self.lock.name),
-            offset: self.writer.offset,
-            ..Default::default()
-        }
-    }
-
-    /// Throws it away. The stream has to be at its end first: until then containerd writes into
-    /// the folder that is to be removed.
-    async fn discard(self) -> Result<(), ContentError> {
-        let Self {
-            store,
-            writer,
-            lock,
-        } = self;
-        writer.end().await;
-        let begun = Instant::now();
-        loop {
-            let request = wire::AbortRequest {
-                r#ref: store.reference(&lock.name),
-            };
-            match store.containerd.content().abort(request).await {
-                Ok(_) => return Ok(()),
-                Err(status) if status.code() == Code::NotFound => return Ok(()),
-                Err(status) if status.code() == Code::Unavailable && begun.elapsed() < LET_GO => {
-                    tokio::time::sleep(LOOK).await;
-                }
-                Err(status) => {
-                    return Err(store.failed(format!("abort ingest {}", lock.name), status));
-                }
-            }
-        }
-    }
-}
-
-/// What was found instead: containerd names both, and what it found first.
-fn found(message: &str) -> Option<Digest> {
-    let (_, rest) = message.split_once("sha256:")?;
-    let hex: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-    format!("sha256:{hex}").parse().ok()
-}
-
-#[async_trait]
-impl Ingest for ContainerdIngest {
-    fn offset(&self) -> u64 {
-        self.writer.offset.try_into().unwrap_or(0)
-    }
-
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), ContentError> {
-        for piece in bytes.chunks(PIECE) {
-            let request = wire::WriteContentRequest {
-                data: Bytes::copy_from_slice(piece),
-                ..self.request(wire::WriteAction::Write)
-            };
-            let answer = self.writer.ask(request).await;
-            answer.map_err(|status| {
-                self.store
-                    .failed(format!("write ingest {}", self.lock.name), status)
-            })?;
-        }
-        Ok(())
-    }
-
-    async fn commit(
-        mut self: Box<Self>,
-        size: Option<u64>,
-        digest: Option<&Digest>,
-    ) -> Result<Digest, ContentError> {
-        let reference = self.lock.name.clone();
-        let written = self.offset();
-        if let Some(expected) = size
-            && expected != written
-        {
-            self.discard().await?;
-            return Err(ContentError::SizeMismatch {
-                reference,
-                found: written,
-                expected,
-            });
-        }
-        let request = wire::WriteContentRequest {
-            total: self.writer.offset,
-            expected: digest.map(ToString::to_string).unwrap_or_default(),
-            labels: self.store.labels(true),
-            ..self.request(wire::WriteAction::Commit)
-        };
-        let attempt = || format!("commit ingest {reference}");
-        match self.writer.ask(request).await {
-            Ok(answer) => answer
-                .digest
-                .parse()
-                .map_err(|error| ContentError::Backend {
-                    attempt: attempt(),
-                    source: Box::new(error),
-                }),
-            Err(status) if status.code() == Code::AlreadyExists => {
-                let there = match digest {
-                    Some(digest) => Some(digest.clone()),
-                    None => found(status.message()),
-                };
-                let Some(there) = there else {
-                    return Err(self.store.failed(attempt(), status));
-                };
-                let labelled = self.store.label(&there, true).await;
-                labelled.map_err(|status| self.store.failed(attempt(), status))?;
-                self.discard().await?;
-                Ok(there)
-            }
-            Err(status) => match (found(status.message()), digest) {
-                (Some(found), Some(expected)) if found != *expected => {
-                    let expected = expected.clone();
-                    self.discard().await?;
-                    Err(ContentError::DigestMismatch {
-                        reference,
-                        found,
-                        expected,
-                    })
-                }
-                _ => Err(self.store.failed(attempt(), status)),
-            },
-        }
-    }
-
-    async fn abort(self: Box<Self>) -> Result<(), ContentError> {
-        self.discard().await
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use cooper_executor::{ExecError, Exit, Process, Running, exec_process, find_user};
+use cooper_executor::{Ended, ExecError, Exit, Process, Running, exec_process, find_user};
 use cooper_sys::{PidFd, Root};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::ContainerdError;
-use crate::container::{Container, Ended, REFUSED, ended, open, signal};
+use crate::container::{Container, REFUSED, open, signal};
 use crate::executor::blocking;
 use crate::stdio::{Pumps, Stdio, complain};
 use crate::task::Task;
@@ -21,7 +21,7 @@ struct Exec {
     task: Task,
     process: Option<PidFd>,
     terminal: bool,
-    ended: watch::Sender<Ended>,
+    ended: Ended,
     kill: CancellationToken,
 }
 
@@ -128,7 +128,7 @@ async fn own(
         container,
         task,
         terminal: paths.terminal,
-        ended: watch::channel(None).0,
+        ended: Ended::default(),
         kill,
     });
     match started {
@@ -146,7 +146,7 @@ async fn own(
             let told_what = match (complaint, error.as_ref()) {
                 (Some(complaint), _) if !exec.container.has_ended() => {
                     complain(stdio.complaints(), complaint).await;
-                    exec.ended.send_replace(Some(Ok(REFUSED)));
+                    exec.ended.tell(Ok(REFUSED));
                     Ok(exec.clone())
                 }
                 (_, Some(error)) => Err(ExecError::Runtime {
@@ -189,7 +189,7 @@ async fn end(exec: &Exec, mut pumps: Pumps, unwanted: &CancellationToken) {
         Ok(code) => Ok(Exit { code, oom: false }),
         Err(error) => Err(error.to_string()),
     };
-    exec.ended.send_replace(Some(told));
+    exec.ended.tell(told);
 }
 
 async fn delete(task: &Task) {
@@ -211,7 +211,7 @@ impl Exec {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.exec.ended.borrow().is_none() {
+        if !self.exec.ended.is_told() {
             self.exec.kill();
         }
     }
@@ -224,7 +224,7 @@ impl Running for Handle {
     }
 
     async fn wait(&self) -> Result<Exit, ExecError> {
-        ended(&self.exec.ended).await
+        self.exec.ended.wait().await
     }
 
     async fn started(&self) -> Result<(), ExecError> {
@@ -237,7 +237,7 @@ impl Running for Handle {
     }
 
     async fn signal(&self, number: i32) -> Result<(), ExecError> {
-        if self.exec.ended.borrow().is_some() {
+        if self.exec.ended.is_told() {
             return Ok(());
         }
         signal(&self.exec.task, self.exec.process.as_ref(), number).await
@@ -245,7 +245,7 @@ impl Running for Handle {
 
     async fn resize(&self, rows: u16, columns: u16) -> Result<(), ExecError> {
         let exec = &self.exec;
-        if !exec.terminal || exec.ended.borrow().is_some() {
+        if !exec.terminal || exec.ended.is_told() {
             return Ok(());
         }
         match exec.task.resize(rows, columns).await {

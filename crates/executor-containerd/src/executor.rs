@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cooper_executor::cni::Namespace;
 use cooper_executor::{
-    Bundle, Common, ContainerSpec, ExecError, Executor, Group, Machine, NetworkMode, Process,
-    Running, check_root, container_id, find_user, make_cwd, oci_spec,
+    Bundle, Common, ContainerSpec, ExecError, Executor, Group, Machine, Process, Running,
+    check_root, container_id, find_user, make_cwd, oci_spec,
 };
 use cooper_sys::Root;
 use oci_spec::runtime::Spec;
@@ -146,45 +145,11 @@ impl Executor for ContainerdExecutor {
         shared.tracker.close();
         shared.tracker.wait().await;
         shared.left.remove().await;
-        if let Some(networks) = &shared.config.networks
-            && let Err(error) = networks.close().await
-        {
-            tracing::warn!(%error, "cannot take the networks down");
-        }
+        shared.config.networks.close().await;
     }
 }
 
 impl Shared {
-    /// A network for the container, when it asks for none in particular and there are some.
-    pub(crate) async fn get_network(
-        self: &Arc<Self>,
-        container: &ContainerSpec,
-    ) -> Result<Option<Namespace>, ExecError> {
-        let networks = match (&self.config.networks, container.network) {
-            (Some(networks), NetworkMode::Default) => networks,
-            _ => return Ok(None),
-        };
-        let id = container.id.clone().unwrap_or_default();
-        let namespace = networks.get().await;
-        let namespace = namespace.map_err(|source| ExecError::Cni { id, source })?;
-        let networks = networks.clone();
-        self.tracker.spawn(async move {
-            if let Err(error) = networks.refill().await {
-                tracing::warn!(%error, "cannot make a network ready");
-            }
-        });
-        Ok(Some(namespace))
-    }
-
-    /// Gives a network back that no container is in any more.
-    pub(crate) async fn put_network(&self, namespace: Namespace) {
-        if let Some(networks) = &self.config.networks
-            && let Err(error) = networks.put(namespace).await
-        {
-            tracing::warn!(%error, "cannot take a network down");
-        }
-    }
-
     /// Puts the container together. Blocks; when what it returns is dropped, nothing stays.
     pub(crate) fn prepare(
         &self,

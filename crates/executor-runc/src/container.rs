@@ -8,11 +8,10 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
-use cooper_executor::{Bundle, ExecError, Exit, Group, Process, Running, TtySize, Usage};
+use cooper_executor::{Bundle, Ended, ExecError, Exit, Group, Process, Running, TtySize, Usage};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Spec;
 use std::os::unix::process::ExitStatusExt;
-use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug_span};
 
@@ -22,9 +21,6 @@ use crate::runtime::Runtime;
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Stdio, Terminal};
 use crate::up::Up;
-
-/// How a process ended, once it has; an error is a message, because many wait for it.
-pub(crate) type Ended = Option<Result<Exit, String>>;
 
 /// What is known of a container while it runs.
 pub(crate) struct Container {
@@ -46,7 +42,7 @@ pub(crate) struct Container {
     /// What the built-in runtime has put it in.
     pub(crate) built_in: Option<cooper_oci_runtime::Group>,
     pub(crate) terminal: OnceLock<Terminal>,
-    pub(crate) ended: watch::Sender<Ended>,
+    pub(crate) ended: Ended,
     pub(crate) killed: AtomicBool,
     /// What it used, once it has ended.
     pub(crate) usage: OnceLock<Usage>,
@@ -69,7 +65,7 @@ impl Container {
     pub(crate) async fn up(&self) -> Result<Arc<PidFd>, ExecError> {
         tokio::select! {
             biased;
-            _ = ended(&self.ended) => Err(self.stopped()),
+            _ = self.ended.wait() => Err(self.stopped()),
             found = self.up.wait(&self.group) => {
                 found.map_err(ExecError::process("wait for a container to be up"))
             }
@@ -79,19 +75,6 @@ impl Container {
     pub(crate) fn stopped(&self) -> ExecError {
         let id = self.id.clone();
         ExecError::Stopped { id }
-    }
-}
-
-/// Waits for the end of a process.
-pub(crate) async fn ended(sender: &watch::Sender<Ended>) -> Result<Exit, ExecError> {
-    let mut receiver = sender.subscribe();
-    let ended = receiver.wait_for(Option::is_some).await;
-    let ended = ended.ok().and_then(|ended| ended.clone());
-    match ended {
-        Some(Ok(exit)) => Ok(exit),
-        Some(Err(message)) => Err(ExecError::Runtime { message }),
-        // The sender is borrowed and thus there.
-        None => Err(ExecError::Closed),
     }
 }
 
@@ -108,7 +91,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.container.ended.borrow().is_none() {
+        if !self.container.ended.is_told() {
             self.container.kill();
         }
     }
@@ -121,7 +104,7 @@ impl Running for Handle {
     }
 
     async fn wait(&self) -> Result<Exit, ExecError> {
-        ended(&self.container.ended).await
+        self.container.ended.wait().await
     }
 
     async fn started(&self) -> Result<(), ExecError> {
@@ -228,13 +211,13 @@ pub(crate) async fn own(
     pumps.drain().await;
     let finished = finish(&container, status, bundle);
     let (ended, bundle) = finished.instrument(debug_span!("unmount")).await;
-    container.ended.send_replace(Some(ended));
+    container.ended.tell(ended);
     container.execs.close();
     container.execs.wait().await;
     let removed = remove(&container, bundle);
     removed.instrument(debug_span!("remove")).await;
     if let Some(namespace) = namespace {
-        container.shared.put_network(namespace).await;
+        container.shared.config.networks.take_back(namespace).await;
     }
 }
 

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use cooper_executor::{ExecError, Exit, Process, Running, TtySize, exec_process, find_user};
+use cooper_executor::{Ended, ExecError, Exit, Process, Running, TtySize, exec_process, find_user};
 use cooper_sys::{PidFd, Root};
 use oci_spec::runtime::Process as OciProcess;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::builtin::BuiltIn;
-use crate::container::{Container, Ended, ended, resize};
+use crate::container::{Container, resize};
 use crate::runtime::{Binary, Runtime, failed};
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Ends, Stdio, Terminal};
@@ -25,7 +25,7 @@ struct Exec {
     /// The process of the runtime; with the built-in one the process itself.
     runtime: Arc<PidFd>,
     terminal: OnceLock<Terminal>,
-    ended: watch::Sender<Ended>,
+    ended: Ended,
     kill: Notify,
 }
 
@@ -82,7 +82,7 @@ fn start(
         up,
         runtime: spawned.pidfd(),
         terminal: stdio.terminal().map_or_else(OnceLock::new, Into::into),
-        ended: watch::channel(None).0,
+        ended: Ended::default(),
         kill: Notify::new(),
         container,
     });
@@ -156,7 +156,7 @@ async fn own(exec: Arc<Exec>, mut spawned: Spawned, stdio: Stdio) {
             oom: false,
         })
         .map_err(|error| format!("wait for a process: {error}"));
-    exec.ended.send_replace(Some(exit));
+    exec.ended.tell(exit);
 }
 
 impl Exec {
@@ -166,7 +166,7 @@ impl Exec {
             () = self.kill.notified() => {}
             // With the container all in it has ended; a runtime that is about to put another
             // process in it has nothing to do any more.
-            _ = ended(&self.container.ended) => {
+            _ = self.container.ended.wait() => {
                 let _ = self.runtime.signal(9);
                 return;
             }
@@ -199,14 +199,14 @@ impl Running for Handle {
     }
 
     async fn wait(&self) -> Result<Exit, ExecError> {
-        ended(&self.exec.ended).await
+        self.exec.ended.wait().await
     }
 
     async fn started(&self) -> Result<(), ExecError> {
         let exec = &self.exec;
         tokio::select! {
             biased;
-            _ = ended(&exec.ended) => Ok(()),
+            _ = exec.ended.wait() => Ok(()),
             found = exec.up.wait(&exec.container.group) => {
                 found.map(drop).map_err(ExecError::process("wait for a process to be up"))
             }
@@ -221,7 +221,7 @@ impl Running for Handle {
         let exec = &self.exec;
         tokio::select! {
             biased;
-            _ = ended(&exec.ended) => Ok(()),
+            _ = exec.ended.wait() => Ok(()),
             found = exec.up.wait(&exec.container.group) => found
                 .and_then(|process| process.signal(signal))
                 .map_err(ExecError::process("signal a process")),
@@ -236,7 +236,7 @@ impl Running for Handle {
         }
         tokio::select! {
             biased;
-            _ = ended(&exec.ended) => Ok(()),
+            _ = exec.ended.wait() => Ok(()),
             _ = exec.up.wait(&exec.container.group) => resize(exec.terminal.get(), None, size),
         }
     }

@@ -7,12 +7,11 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{
-    Bundle, Common, ContainerSpec, ExecError, Executor, Group, Machine, NetworkMode, Process,
-    Running, check_root, container_id, find_user, make_cwd, oci_spec,
+    Bundle, Common, ContainerSpec, Ended, ExecError, Executor, Group, Machine, Process, Running,
+    check_root, container_id, find_user, make_cwd, oci_spec,
 };
 use cooper_sys::Root;
 use cooper_sys::cgroup::Hierarchies;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug_span};
@@ -37,7 +36,7 @@ pub struct RuncExecutor {
 /// What its containers need of the executor.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    config: RuncConfig,
+    pub(crate) config: RuncConfig,
     bundles: PathBuf,
     machine: Machine,
     pub(crate) runtime: Runtime,
@@ -92,7 +91,14 @@ impl Executor for RuncExecutor {
         if self.shared.closing.is_cancelled() {
             return Err(ExecError::Closed);
         }
-        let namespace = self.shared.get_network(&container).await?;
+        let namespace = {
+            let shared = &self.shared;
+            shared
+                .config
+                .networks
+                .lend(&container, &shared.tracker)
+                .await?
+        };
         let shared = self.shared.clone();
         let runtime = tokio::runtime::Handle::current();
         let span = tracing::Span::current();
@@ -110,11 +116,7 @@ impl Executor for RuncExecutor {
         self.shared.closing.cancel();
         self.shared.tracker.close();
         self.shared.tracker.wait().await;
-        if let Some(networks) = &self.shared.config.networks
-            && let Err(error) = networks.close().await
-        {
-            tracing::warn!(%error, "cannot take the networks down");
-        }
+        self.shared.config.networks.close().await;
         let shared = self.shared.clone();
         let emptied = tokio::task::spawn_blocking(move || {
             if let Runtime::BuiltIn(built_in) = &shared.runtime {
@@ -211,7 +213,7 @@ impl Shared {
             runtime: spawned.pidfd(),
             built_in,
             terminal: stdio.terminal().map_or_else(OnceLock::new, Into::into),
-            ended: watch::channel(None).0,
+            ended: Ended::default(),
             killed: AtomicBool::new(false),
             usage: OnceLock::new(),
             shared: self.clone(),
@@ -221,36 +223,6 @@ impl Shared {
         let owned = owned.instrument(tracing::Span::current());
         self.tracker.spawn_on(owned, runtime);
         Ok(Handle::new(container))
-    }
-
-    /// A network for the container, when it asks for none in particular and there are some.
-    async fn get_network(
-        self: &Arc<Self>,
-        container: &ContainerSpec,
-    ) -> Result<Option<Namespace>, ExecError> {
-        let networks = match (&self.config.networks, container.network) {
-            (Some(networks), NetworkMode::Default) => networks,
-            _ => return Ok(None),
-        };
-        let id = container.id.clone().unwrap_or_default();
-        let namespace = networks.get().await;
-        let namespace = namespace.map_err(|source| ExecError::Cni { id, source })?;
-        let networks = networks.clone();
-        self.tracker.spawn(async move {
-            if let Err(error) = networks.refill().await {
-                tracing::warn!(%error, "cannot make a network ready");
-            }
-        });
-        Ok(Some(namespace))
-    }
-
-    /// Gives a network back that no container is in any more.
-    pub(crate) async fn put_network(&self, namespace: Namespace) {
-        if let Some(networks) = &self.config.networks
-            && let Err(error) = networks.put(namespace).await
-        {
-            tracing::warn!(%error, "cannot take a network down");
-        }
     }
 
     /// The id, the folder and, for the built-in runtime, the control group of a container.
@@ -316,7 +288,8 @@ impl Drop for Lent<'_> {
     fn drop(&mut self) {
         if let Some(namespace) = self.namespace.take() {
             // On a thread that may block, as all of a start.
-            self.runtime.block_on(self.shared.put_network(namespace));
+            self.runtime
+                .block_on(self.shared.config.networks.take_back(namespace));
         }
     }
 }

@@ -24,6 +24,7 @@ mod capabilities;
 pub mod cni;
 mod container;
 mod devices;
+mod ended;
 mod error;
 mod executor;
 mod group;
@@ -48,6 +49,7 @@ pub use container::{
     Ulimit, container_id,
 };
 pub use cooper_sys::cgroup::Usage;
+pub use ended::Ended;
 pub use error::ExecError;
 pub use executor::{Executor, Running};
 pub use group::{Group, process_ended, process_ended_blocking};

@@ -74,7 +74,7 @@ fn init(cx: &Context) -> WorkersFuture<'_> {
             runtime: runtime(settings).map_err(failed)?,
             dns: cx.dns.clone(),
             network: networks.mode,
-            networks: networks.pool,
+            networks: networks.pool.into(),
             cgroup_parent: settings.default_cgroup_parent.clone(),
             apparmor_profile: settings.apparmor_profile.clone(),
             ..ContainerdConfig::new(dir.join("executor"))

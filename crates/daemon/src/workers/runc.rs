@@ -26,7 +26,7 @@ fn init(cx: &Context) -> WorkersFuture<'_> {
                 .map(PathBuf::from),
             dns: cx.dns.clone(),
             network: networks.mode,
-            networks: networks.pool,
+            networks: networks.pool.into(),
             cgroup_parent: settings.default_cgroup_parent.clone(),
             apparmor_profile: settings.apparmor_profile.clone(),
             ..RuncConfig::new(dir)

@@ -3,10 +3,12 @@
 //! interfaces into it, and a runtime lets the container join it.
 
 mod config;
+mod lend;
 mod plugin;
 mod pool;
 
 pub use config::CniConfig;
+pub use lend::Networks;
 pub use pool::{Namespace, NetworkPool};
 
 /// A failure to set a network up or to take it down.
