@@ -64,7 +64,7 @@ impl Reference {
 
     /// Reads a name and leaves a missing tag missing.
     pub fn parse_named(text: &str) -> Result<Self, ReferenceError> {
-        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if is_identifier(text) {
             return Err(ReferenceError::Identifier { name: text.into() });
         }
         let (domain, rest) = split_domain(text);
@@ -138,8 +138,10 @@ impl Reference {
                 let short = self.repository.strip_prefix(DEFAULT_REPOSITORY);
                 let short = short.filter(|short| !short.contains('/'));
                 let short = short.unwrap_or(&self.repository);
-                // What looks like a host would be taken for one.
-                if split_domain(short) == (self.domain.clone(), self.repository.clone()) {
+                // What looks like a host would be taken for one, and what looks like an image's
+                // identifier for that.
+                let same = split_domain(short) == (self.domain.clone(), self.repository.clone());
+                if same && !is_identifier(short) {
                     short.to_owned()
                 } else {
                     self.name()
@@ -200,6 +202,11 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         Self::parse(text)
     }
+}
+
+/// Whether it looks like the identifier of an image, which no name may.
+fn is_identifier(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The first part is a domain when it looks like one: with a dot, a colon or a capital letter,
@@ -318,6 +325,7 @@ mod tests {
     fn names_are_made_whole() {
         let pinned = format!("alpine@{DIGEST}");
         let both = format!("localhost:5000/a/b:v1@{DIGEST}");
+        let digits = format!("docker.io/library/{}", "0".repeat(64));
         let table = [
             ("alpine", "docker.io/library/alpine:latest", "alpine:latest"),
             (
@@ -359,6 +367,11 @@ mod tests {
             ),
             ("Host/x", "Host/x:latest", "Host/x:latest"),
             ("a/b/c", "docker.io/a/b/c:latest", "a/b/c:latest"),
+            (
+                &digits,
+                &format!("{digits}:latest"),
+                &format!("{digits}:latest"),
+            ),
             (
                 &pinned,
                 &format!("docker.io/library/alpine@{DIGEST}"),
