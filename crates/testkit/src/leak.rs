@@ -25,6 +25,22 @@ pub struct Watch {
 /// Folders in which programs put what lives as long as they do, beside that for temporary files.
 const FILES: &[&str] = &["/run", "/dev/shm"];
 
+/// Programs that tests start, and those start.
+const PROGRAMS: &[&str] = &[
+    "cooper",
+    "cooperd",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "runc",
+    "crun",
+    "docker-buildx",
+    "docker-registry",
+    "skopeo",
+    "git",
+    "bzip2",
+    "xz",
+];
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     mounts: BTreeSet<String>,
@@ -58,13 +74,14 @@ impl Watch {
         self.wait("the test left on the machine", &self.before, |_| true);
     }
 
-    /// The same while a daemon is running: mounts, control groups and namespaces of steps have to
-    /// be gone.
+    /// The same while a daemon is running: mounts, control groups, namespaces and processes of
+    /// steps have to be gone. What it keeps ready for the next steps may be there, as long as it is.
     #[track_caller]
     pub fn check_steps(&self) {
         let of_steps = |left: &String| {
             let kinds = ["mount ", "cgroup ", "namespace "];
-            kinds.iter().any(|kind| left.starts_with(kind))
+            let process = left.strip_prefix("process ").is_some_and(of_step);
+            process || kinds.iter().any(|kind| left.starts_with(kind)) && !kept_ready(left)
         };
         self.wait("steps left on the machine", &self.begun, of_steps);
     }
@@ -186,6 +203,51 @@ fn cgroups() -> BTreeSet<PathBuf> {
     found
 }
 
+/// Whether a process, as it is shown, is that of a step: in a container, or what makes one.
+fn of_step(process: &str) -> bool {
+    let program = process.split(' ').nth(1).unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or_default();
+    ["runc", "crun"].contains(&name) || !PROGRAMS.contains(&name)
+}
+
+/// Whether this is a control group that a daemon which lives keeps ready: it is in the bundle of
+/// a container that nobody has asked for yet, and these are few.
+fn kept_ready(left: &str) -> bool {
+    // The most that the built-in runtime keeps.
+    const MOST: usize = 4;
+    let Some(group) = left.strip_prefix("cgroup ") else {
+        return false;
+    };
+    let id = Path::new(group).file_name().unwrap_or_default();
+    roots().iter().any(|root| {
+        let bundles = entries(root).into_iter();
+        let bundles = bundles.flat_map(|worker| entries(&worker.join("executor/containers")));
+        let ready: Vec<_> = bundles.filter(|bundle| is_ready(bundle)).collect();
+        ready.len() <= MOST && ready.iter().any(|bundle| bundle.file_name() == Some(id))
+    })
+}
+
+/// Whether nothing is in a bundle but the name of its control group. One that a container was
+/// made in has its root file system and its files, as long as there is anything of it.
+fn is_ready(bundle: &Path) -> bool {
+    let files = entries(bundle);
+    files.len() == 1 && files.contains(&bundle.join("cgroup"))
+}
+
+/// The roots of the daemons that live, and of builds with none.
+fn roots() -> BTreeSet<PathBuf> {
+    let lines = ours().into_iter();
+    let words = lines.filter_map(|(process, _)| std::fs::read(process.join("cmdline")).ok());
+    words
+        .filter_map(|line| {
+            let line = String::from_utf8(line).ok()?;
+            let mut words = line.split('\0');
+            words.find(|word| *word == "--root")?;
+            words.next().map(PathBuf::from)
+        })
+        .collect()
+}
+
 /// How many processes have exactly this command line, its words joined by spaces.
 pub fn running(command: &str) -> usize {
     let lines = entries(Path::new("/proc"));
@@ -208,20 +270,6 @@ fn processes() -> BTreeSet<String> {
 /// The folders of these processes, and how they are shown. Programs that only have such a name
 /// among their arguments are others'.
 fn ours() -> Vec<(PathBuf, String)> {
-    const PROGRAMS: &[&str] = &[
-        "cooper",
-        "cooperd",
-        "containerd",
-        "containerd-shim-runc-v2",
-        "runc",
-        "crun",
-        "docker-buildx",
-        "docker-registry",
-        "skopeo",
-        "git",
-        "bzip2",
-        "xz",
-    ];
     let namespace = |path: &Path| std::fs::read_link(path.join("ns/pid")).ok();
     let own = namespace(Path::new("/proc/self"));
     entries(Path::new("/proc"))
@@ -354,6 +402,38 @@ mod tests {
             format!("mount {}", worker.join("mounts/m").display()),
         ];
         assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn a_group_is_kept_ready_by_a_daemon_that_lives_and_before_it_is_used() {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = root.path().join("runc/executor/containers/some-id");
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::write(bundle.join("cgroup"), "/buildkit/some-id").unwrap();
+        let group = "cgroup /sys/fs/cgroup/memory/buildkit/some-id";
+        assert!(!kept_ready(group), "nobody lives");
+        // As a daemon is started, of which no more is looked at than that.
+        let daemon = root.path().join("cooperd");
+        std::fs::copy("/bin/sh", &daemon).unwrap();
+        let mut child = std::process::Command::new(&daemon)
+            .args(["-c", "read line", "--root"])
+            .arg(root.path())
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(kept_ready(group));
+        assert!(!kept_ready("cgroup /sys/fs/cgroup/memory/buildkit/other"));
+        std::fs::create_dir(bundle.join("rootfs")).unwrap();
+        assert!(!kept_ready(group), "it is used");
+        std::fs::remove_dir(bundle.join("rootfs")).unwrap();
+        for number in 0..4 {
+            let more = bundle.with_file_name(number.to_string());
+            std::fs::create_dir(&more).unwrap();
+            std::fs::write(more.join("cgroup"), "").unwrap();
+        }
+        assert!(!kept_ready(group), "too many");
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]
