@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,13 @@ use rustix::mount::{
     move_mount,
 };
 
+/// The most layers that one overlay is made of. The kernel takes 500 (`OVL_MAX_STACK` in
+/// fs/overlayfs/params.h).
+const MOST_LAYERS: usize = 400;
+
+/// How many of more layers than that stay layers of their own, the topmost.
+const TOPMOST: usize = MOST_LAYERS / 2;
+
 /// The longest string that fsconfig(2) takes, its end included.
 const FSCONFIG_MAX: usize = 256;
 
@@ -23,7 +30,9 @@ const FSCONFIG_MAX: usize = 256;
 ///
 /// An overlay is put together with `fsopen`, one `lowerdir+` for each layer, so that the number
 /// of layers is not bound by the length of a page; where the kernel does not know that
-/// (before 6.5, or 6.1 that takes it and then refuses the whole), mount(2) is used.
+/// (before 6.5, or 6.1 that takes it and then refuses the whole), mount(2) is used. Where there
+/// are more layers than one overlay takes, the lower ones are put into overlays of their own,
+/// which are layers then; nobody sees these but the kernel.
 pub fn mount(kind: &str, source: &Path, options: &[String], target: &Path) -> io::Result<()> {
     let parsed = Options::parse(options);
     if kind == "overlay" {
@@ -154,19 +163,90 @@ impl Options {
     }
 }
 
+/// Mounts an overlay, in one step: until it is complete there is none at `target`, but for those
+/// that it is made of.
 fn overlay(options: &Options, target: &Path) -> Result<(), Errno> {
+    let layers = options.data.iter();
+    let layers = layers.filter_map(|option| option.strip_prefix("lowerdir="));
+    let layers: Vec<_> = layers.flat_map(|layers| layers.split(':')).collect();
+    let mounted = if layers.len() <= MOST_LAYERS {
+        new_overlay(options, &layers)?
+    } else {
+        // They have to be mounted somewhere while the kernel makes its own mounts of them.
+        let mut inner = Vec::new();
+        let mounted = nested(options, &layers, target, &mut inner);
+        for _ in &inner {
+            rustix::mount::unmount(target, UnmountFlags::DETACH)?;
+        }
+        mounted?
+    };
+    move_mount(
+        &mounted,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// An overlay of more layers than one can have. `inner` are the overlays that were mounted on
+/// `target` for it, one over the other.
+fn nested(
+    options: &Options,
+    layers: &[&str],
+    target: &Path,
+    inner: &mut Vec<OwnedFd>,
+) -> Result<OwnedFd, Errno> {
+    let (topmost, below) = layers.split_at(TOPMOST);
+    let only_read = Options {
+        flags: options.flags,
+        bind: false,
+        recursive: false,
+        data: options
+            .data
+            .iter()
+            .filter(|option| {
+                let written = ["upperdir=", "workdir="];
+                *option != "volatile" && !written.iter().any(|key| option.starts_with(key))
+            })
+            .cloned()
+            .collect(),
+    };
+    let mut all: Vec<String> = topmost.iter().map(|layer| (*layer).to_owned()).collect();
+    for group in below.chunks(MOST_LAYERS) {
+        // There is no overlay of one layer that nobody writes to.
+        if let [only] = group {
+            all.push((*only).to_owned());
+            continue;
+        }
+        let mounted = new_overlay(&only_read, group)?;
+        let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mounted, "", CWD, target, place)?;
+        // The next one lies over it: it is reached by its descriptor alone.
+        all.push(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
+        inner.push(mounted);
+    }
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    if all.len() > MOST_LAYERS {
+        return Err(Errno::TOOBIG);
+    }
+    new_overlay(options, &all)
+}
+
+/// An overlay of these layers, the topmost first, that is mounted nowhere. Its other options are
+/// those of `options`.
+fn new_overlay(options: &Options, layers: &[&str]) -> Result<OwnedFd, Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
+    for layer in layers {
+        if layer.len() >= FSCONFIG_MAX {
+            return Err(Errno::INVAL);
+        }
+        fsconfig_set_string(&context, "lowerdir+", *layer)?;
+    }
     for option in &options.data {
         match option.split_once('=') {
-            Some(("lowerdir", layers)) => {
-                for layer in layers.split(':') {
-                    if layer.len() >= FSCONFIG_MAX {
-                        return Err(Errno::INVAL);
-                    }
-                    fsconfig_set_string(&context, "lowerdir+", layer)?;
-                }
-            }
+            Some(("lowerdir", _)) => {}
             Some((_, value)) if value.len() >= FSCONFIG_MAX => return Err(Errno::INVAL),
             Some((key, value)) => fsconfig_set_string(&context, key, value)?,
             None => fsconfig_set_flag(&context, option.as_str())?,
@@ -186,14 +266,7 @@ fn overlay(options: &Options, target: &Path) -> Result<(), Errno> {
             attributes |= attribute;
         }
     }
-    let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    move_mount(
-        &mounted,
-        "",
-        CWD,
-        target,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// A mount that is there as long as this value is. Dropping it unmounts lazily, at once.
@@ -289,6 +362,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FileType;
+
     use super::*;
 
     fn words(options: &[&str]) -> Vec<String> {
@@ -316,36 +391,62 @@ mod tests {
         );
     }
 
-    #[test]
-    fn an_overlay_of_many_layers_shows_the_topmost_and_goes_with_its_guard() {
+    /// Mounts an overlay of so many layers and looks at it.
+    fn check_layers(count: usize) {
         let dir = tempfile::tempdir().unwrap();
         let mut lower = Vec::new();
-        for number in 0..200 {
+        for number in 0..count {
             let layer = dir.path().join(format!("layer-with-a-long-name-{number}"));
             std::fs::create_dir(&layer).unwrap();
             std::fs::write(layer.join("who"), number.to_string()).unwrap();
-            lower.push(layer.display().to_string());
+            std::fs::write(layer.join(format!("of-{number}")), "x").unwrap();
+            lower.push(layer);
         }
+        // What the lowest layer has the topmost one removes.
+        let whiteout = lower[0].join(format!("of-{}", count - 1));
+        let mode = rustix::fs::Mode::empty();
+        rustix::fs::mknodat(CWD, &whiteout, FileType::CharacterDevice, mode, 0).unwrap();
         let path = |name: &str| {
             let path = dir.path().join(name);
             std::fs::create_dir(&path).unwrap();
             path
         };
         let (upper, work, target) = (path("upper"), path("work"), path("target"));
+        let lower: Vec<_> = lower.iter().map(|layer| layer.to_str().unwrap()).collect();
+        let below = format!("lowerdir={}", lower.join(":"));
         let options = [
-            format!("lowerdir={}", lower.join(":")),
+            below.clone(),
             format!("upperdir={}", upper.display()),
             format!("workdir={}", work.display()),
             "volatile".into(),
             "index=off".into(),
         ];
-        let guard = MountGuard::mount("overlay", Path::new("overlay"), &options, &target).unwrap();
-        assert_eq!(std::fs::read_to_string(target.join("who")).unwrap(), "0");
-        std::fs::write(target.join("new"), "x").unwrap();
-        assert!(upper.join("new").exists());
-        assert_eq!(MountPoint::below(&target).unwrap().len(), 1);
-        guard.close().unwrap();
-        assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
+        for options in [&options[..], &[below, "index=off".into(), "ro".into()]] {
+            let guard =
+                MountGuard::mount("overlay", Path::new("overlay"), options, &target).unwrap();
+            assert_eq!(std::fs::read_to_string(target.join("who")).unwrap(), "0");
+            assert_eq!(std::fs::read_dir(&target).unwrap().count(), count);
+            let written = std::fs::write(target.join("who"), "0");
+            assert_eq!(written.is_ok(), options.len() > 3);
+            assert_eq!(written.is_ok(), upper.join("who").exists());
+            assert_eq!(MountPoint::below(&target).unwrap().len(), 1);
+            guard.close().unwrap();
+            assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
+            let _ = std::fs::remove_file(upper.join("who"));
+        }
+    }
+
+    #[test]
+    fn an_overlay_of_many_layers_shows_the_topmost_and_goes_with_its_guard() {
+        check_layers(200);
+    }
+
+    #[test]
+    fn an_overlay_has_more_layers_than_the_kernel_takes() {
+        // The last one has a group with one layer in it.
+        for count in [401, 1001] {
+            check_layers(count);
+        }
     }
 
     #[test]
