@@ -256,7 +256,13 @@ impl<D: Domain> Driver<D> {
                 .take();
             entry.maps.extend(arrived);
         }
+        let made = matches!(outcome, Outcome::Executed(_)).then(|| entry.shared.clone());
         let commands = self.core.done(task, outcome);
+        // Whoever is told that it is done finds it in the cache, also when this process dies now:
+        // the result is kept, and the store was given its keys.
+        if let Some(made) = made {
+            made.completed(None);
+        }
         self.carry_out(commands);
     }
 }
@@ -337,9 +343,9 @@ impl<D: Domain> Runner<D> {
         let vertex = self.cx.shared.vertex.clone();
         self.cx.shared.started(false);
         let result = vertex.op.execute(&self.cx, &inputs).await;
-        self.cx
-            .shared
-            .completed(result.as_ref().err().map(describe));
+        if let Err(error) = &result {
+            self.cx.shared.completed(Some(describe(error)));
+        }
         let mut kept = Vec::new();
         for output in result? {
             let id = self.results.save(&output).await;
