@@ -11,6 +11,7 @@ mod fuzz;
 mod layers;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 mod workspace;
@@ -32,6 +33,8 @@ usage: cargo xtask <task>
              --worker containerd on the worker that goes through a containerd; --peers
              runs the cases again with the newest buildx, --builder docker those that
              make sense there on Docker's engine (both from Debian unstable, unpacked)
+  soak       long runs of steps, cancels and kills (all three or the named ones); --seed N
+             has the choices of an earlier run; --release, --runtime and --worker as above
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         "demo" => setup::run(Purpose::Demo).and_then(|()| demo::run()),
         "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
+        "soak" => setup::run(Purpose::Tests).and_then(|()| soak::run(&rest)),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
         "coverage" => coverage::run(),
         "fuzz" => fuzz::run(&rest),

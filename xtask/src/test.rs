@@ -96,6 +96,11 @@ const OF_BUILDERS: &[&str] = &[
 
 /// The end-to-end tests, one at a time: each checks that it left nothing on the machine.
 pub(crate) fn e2e(args: &[String]) -> Result<()> {
+    e2e_with(args, &[], &[])
+}
+
+/// The same with more variables for the cases, and more arguments for the program that runs them.
+pub(crate) fn e2e_with(args: &[String], variables: &[(&str, String)], more: &[&str]) -> Result<()> {
     let options = Options::parse(args)?;
     let (profile, folder) = match options.release {
         true => ("release", "release"),
@@ -108,8 +113,10 @@ pub(crate) fn e2e(args: &[String]) -> Result<()> {
         let mut command = cargo(&["test", "--package", "cooper-testkit", "--features", "e2e"]);
         command
             .args(["--test", "e2e", "--", "--test-threads=1"])
+            .args(more)
             .args(filter)
             .envs(variable)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .envs(
                 options
                     .runtime

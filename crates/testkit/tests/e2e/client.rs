@@ -141,6 +141,21 @@ impl Bench {
         });
     }
 
+    /// Nothing of steps is on the machine.
+    #[track_caller]
+    pub(crate) fn check_steps(&self) {
+        self.watch.check_steps();
+    }
+
+    /// The same daemon was killed and starts again; there is a new connection.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.daemon.spawn();
+        let address = self.daemon.address();
+        let client = self.rt.block_on(Client::connect(&address));
+        self.client = client.unwrap();
+    }
+
     /// Ends all of it and checks what is left on the machine.
     #[track_caller]
     pub(crate) fn end(self) {

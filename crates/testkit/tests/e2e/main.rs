@@ -47,6 +47,7 @@ mod results;
 mod rogue;
 mod sessions;
 mod sharing;
+mod soak;
 mod spec;
 mod trace;
 mod written_mounts;
