@@ -7,6 +7,7 @@
 mod bench;
 mod coverage;
 mod demo;
+mod examples;
 mod fuzz;
 mod layers;
 mod run;
@@ -35,6 +36,7 @@ usage: cargo xtask <task>
              make sense there on Docker's engine (both from Debian unstable, unpacked)
   soak       long runs of steps, cancels and kills (all three or the named ones); --seed N
              has the choices of an earlier run; --release, --runtime and --worker as above
+  examples   compile and run the programs under examples/
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "soak" => setup::run(Purpose::Tests).and_then(|()| soak::run(&rest)),
+        "examples" => setup::run(Purpose::Tests).and_then(|()| examples::run()),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
         "coverage" => coverage::run(),
         "fuzz" => fuzz::run(&rest),

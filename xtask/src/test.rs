@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{cargo, check};
-use crate::{coverage, layers, tidy};
+use crate::{coverage, examples, layers, tidy};
 
 /// Everything that CI runs.
 pub(crate) fn all() -> Result<()> {
@@ -26,6 +26,7 @@ pub(crate) fn all() -> Result<()> {
     ];
     check(&mut cargo(&lints))?;
     check(&mut cargo(&["test", "--workspace"]))?;
+    examples::run()?;
     e2e(&[])?;
     eprintln!("test: all passed in {} s", begin.elapsed().as_secs());
     Ok(())

@@ -10,18 +10,25 @@
 //!
 //! This crate refuses to know what a build is and where file systems come from.
 //!
+//! A program that runs a command in a container (`examples/run-a-command` is one like it):
+//!
 //! ```no_run
 //! use cooper_executor::{ContainerSpec, Executor, Process};
 //! use cooper_executor_runc::{RuncConfig, RuncExecutor};
 //!
-//! # async fn example(root: cooper_snapshot::Mount) -> Result<(), cooper_executor::ExecError> {
-//! let executor = RuncExecutor::new(RuncConfig::new("/var/lib/cooper/executor"))?;
-//! let container = ContainerSpec { root: vec![root], ..ContainerSpec::default() };
-//! let running = executor.start(container, Process::new(["/bin/true"])).await?;
-//! assert!(running.wait().await?.success());
-//! executor.close().await;
-//! # Ok(())
-//! # }
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Before there are threads: the built-in runtime runs this program again, as its helper.
+//!     cooper_executor_runc::enter_if_asked();
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let executor = RuncExecutor::new(RuncConfig::new("/run/example"))?;
+//!         let process = Process::new(["/bin/echo", "hello"]).with_own_streams()?;
+//!         let container = ContainerSpec::in_folder("/srv/rootfs");
+//!         let running = executor.start(container, process).await?;
+//!         assert!(running.wait().await?.success());
+//!         executor.close().await;
+//!         Ok(())
+//!     })
+//! }
 //! ```
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,7 @@
 //! What a container is made of.
 
+use std::path::Path;
+
 use cooper_snapshot::Mount;
 
 use crate::ExecError;
@@ -36,6 +38,20 @@ pub struct ContainerSpec {
     /// Whether folders above a mount point that had to be made are removed afterwards, too,
     /// and not only the mount point.
     pub remove_mount_stubs: bool,
+}
+
+impl ContainerSpec {
+    /// A container whose root file system is the folder `root` itself: what its processes write
+    /// is there afterwards. A relative path begins at this process's working directory.
+    pub fn in_folder(root: impl AsRef<Path>) -> Self {
+        let root = root.as_ref();
+        // Without a working directory the mount says what is wrong.
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        Self {
+            root: vec![Mount::bind(&root, false)],
+            ..Self::default()
+        }
+    }
 }
 
 /// A mount that is not the root.

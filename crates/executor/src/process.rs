@@ -1,7 +1,8 @@
 //! What a process is made of, and how it ends.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -37,6 +38,18 @@ impl Process {
             args: args.into_iter().map(Into::into).collect(),
             ..Self::default()
         }
+    }
+
+    /// Lets it read and write what this program does.
+    ///
+    /// # Errors
+    /// When a descriptor of this program cannot be copied.
+    pub fn with_own_streams(mut self) -> io::Result<Self> {
+        let output = |fd: io::Result<OwnedFd>| fd.map(Arc::new).map(Output::Fd);
+        self.stdin = Input::Fd(io::stdin().as_fd().try_clone_to_owned()?);
+        self.stdout = output(io::stdout().as_fd().try_clone_to_owned())?;
+        self.stderr = output(io::stderr().as_fd().try_clone_to_owned())?;
+        Ok(self)
     }
 }
 
