@@ -76,6 +76,7 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
     let snapshots = snapshots.map_err(snapshot("list the snapshots", &"the cache"))?;
     let snapshots: HashSet<SnapshotId> = snapshots.into_iter().collect();
     let repaired = mend(&mut stored.records, &snapshots);
+    let blobs = drop_waste(&mut stored.records);
     sweep_mounts(&config.mounts);
     sweep_snapshots(config.snapshotter.as_ref(), &stored.records, snapshots).await?;
 
@@ -139,6 +140,11 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
             state.opened.insert(id, 0);
         }
     }
+    for blob in blobs.iter().filter(|blob| !state.has_blob(blob)) {
+        if let Err(error) = config.content.delete(blob).await {
+            tracing::warn!(digest = %blob, %error, "could not remove a blob");
+        }
+    }
     if died {
         verify_blobs(config.content.as_ref(), &state).await?;
     }
@@ -189,6 +195,40 @@ fn mend(records: &mut BTreeMap<RefId, Record>, snapshots: &HashSet<SnapshotId>) 
             records.remove(&id);
         }
     }
+}
+
+/// Takes out records that nobody will ask for by their id and that no other needs: what they stand
+/// for was done, and the process died before anybody referred to it. Gives their blobs.
+fn drop_waste(records: &mut BTreeMap<RefId, Record>) -> Vec<Digest> {
+    let mut children: HashMap<RefId, usize> = HashMap::new();
+    for needed in records.values().flat_map(Record::needs) {
+        *children.entry(needed.clone()).or_default() += 1;
+    }
+    let is_waste = |record: &Record| !record.kept && !record.retain;
+    let alone = |id: &RefId| !children.contains_key(id);
+    let mut waste: Vec<RefId> = records
+        .iter()
+        .filter(|(id, record)| is_waste(record) && alone(id))
+        .map(|(id, _)| id.clone())
+        .collect();
+    let mut blobs = Vec::new();
+    while let Some(id) = waste.pop() {
+        let Some(record) = records.remove(&id) else {
+            continue;
+        };
+        tracing::info!(%id, "a record that nobody has asked for is dropped");
+        for needed in record.needs() {
+            let Some(count) = children.get_mut(needed) else {
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 && records.get(needed).is_some_and(is_waste) {
+                waste.push(needed.clone());
+            }
+        }
+        blobs.extend(record.layer.map(|layer| layer.descriptor.digest().clone()));
+    }
+    blobs
 }
 
 /// Removes snapshots that belong to no record, those on top first.

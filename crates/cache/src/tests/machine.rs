@@ -34,6 +34,9 @@ fn the_process_dies_and_what_was_acknowledged_is_there() {
         let source = cache.new_mutable(None, retained("local:x")).await.unwrap();
         write(&source, "source", "text").await;
         let sealed = source.commit().await.unwrap();
+        for acknowledged in [&done, &sealed] {
+            acknowledged.retain().await.unwrap();
+        }
         let ids = (done.id().clone(), mount.id().clone(), sealed.id().clone());
         std::mem::forget((base, done, half.unwrap(), mount, sealed));
         ids
@@ -55,11 +58,42 @@ fn the_process_dies_and_what_was_acknowledged_is_there() {
 }
 
 #[test]
+fn the_process_dies_and_what_nobody_had_asked_for_is_gone() {
+    let place = Place::overlay();
+    and_die(async {
+        let cache = place.open().await;
+        let base = commit(&cache, None, "base").await;
+        let kept = commit(&cache, Some(&base), "kept").await;
+        kept.retain().await.unwrap();
+        // Done, and nobody has said yet that it is to stay.
+        let middle = commit(&cache, Some(&kept), "middle").await;
+        let top = commit(&cache, Some(&middle), "top").await;
+        std::mem::forget((base, kept, middle, top));
+    });
+    and_die(async {
+        let cache = place.open().await;
+        place.check(&cache).await;
+        let shown = cache.disk_usage().await.unwrap();
+        let shown: Vec<_> = shown.iter().map(|one| one.description.as_str()).collect();
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert_eq!(cache.snapshotter().list().await.unwrap().len(), 2);
+        // Nothing that is not shown keeps what is shown from being pruned.
+        let all = crate::PruneOptions {
+            all: true,
+            ..crate::PruneOptions::default()
+        };
+        cache.prune(all).await.unwrap();
+        assert_eq!(cache.snapshotter().list().await.unwrap(), []);
+    });
+}
+
+#[test]
 fn the_machine_dies_and_nothing_is_wrong() {
     let place = Place::new();
     let (safe, lost, open, closed) = and_die(async {
         let cache = place.open().await;
         let safe = commit(&cache, None, "safe").await;
+        safe.retain().await.unwrap();
         let open = cache
             .new_mutable(None, retained("cache-dir:open"))
             .await
