@@ -1,7 +1,7 @@
 //! A running container: its handle, and the task that owns it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -70,6 +70,16 @@ impl Container {
                 found.map_err(ExecError::process("wait for a container to be up"))
             }
         }
+    }
+
+    /// The runtime that says that a process ended well which it has not started: one that is
+    /// none. What goes wrong in one it says itself, with another code.
+    fn never_started(&self, code: u32) -> Option<&Path> {
+        let Runtime::Binary(binary) = &self.shared.runtime else {
+            return None;
+        };
+        let file = self.up.file()?;
+        (code == 0 && !file.exists()).then(|| binary.path())
     }
 
     pub(crate) fn stopped(&self) -> ExecError {
@@ -239,6 +249,10 @@ async fn finish(
         });
         bundle.unmount();
         let ended = ended.map_err(|error| format!("wait for a container: {error}"));
+        let ended = ended.and_then(|exit| match container.never_started(exit.code) {
+            Some(runtime) => Err(format!("{} ended and started nothing", runtime.display())),
+            None => Ok(exit),
+        });
         (ended, bundle)
     });
     match unmounted.await {

@@ -1,19 +1,30 @@
 //! What makes containers: the built-in runtime, or the command line of another.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use cooper_executor::ExecError;
 use cooper_oci_runtime::RuntimeError;
 use cooper_sys::PidFd;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, Signal};
 
 use crate::builtin::BuiltIn;
 
 /// What is looked for when nothing is configured, in BuildKit's order.
 const CANDIDATES: [&str; 2] = ["buildkit-runc", "runc"];
+
+/// How long a runtime has to say what it can do.
+const HELP_TIME: Duration = Duration::from_secs(5);
+
+/// And how many bytes of that are read. runc says 2,000.
+const HELP_SIZE: usize = 64 << 10;
 
 /// What makes containers.
 #[derive(Debug)]
@@ -68,9 +79,14 @@ impl Binary {
     /// One that cannot be asked is not told either: what is wrong with it shows when it runs.
     fn keeps(&self) -> bool {
         *self.keep.get_or_init(|| {
-            let help = Command::new(&self.binary).args(["run", "--help"]).output();
-            help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--keep"))
+            let help = help(&self.binary).unwrap_or_default();
+            String::from_utf8_lossy(&help).contains("--keep")
         })
+    }
+
+    /// The program.
+    pub(crate) fn path(&self) -> &Path {
+        &self.binary
     }
 
     /// The folder in which the runtime keeps what it knows of a container.
@@ -116,6 +132,49 @@ impl Binary {
         }
         command
     }
+}
+
+/// What a runtime says of `run`: as much as it says in a moment, and of that the beginning. It is
+/// ended then. Blocks.
+fn help(binary: &Path) -> std::io::Result<Vec<u8>> {
+    let mut child = Command::new(binary)
+        .args(["run", "--help"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // With what it has started itself.
+        .process_group(0)
+        .spawn()?;
+    let mut text = Vec::new();
+    let read = child
+        .stdout
+        .take()
+        .map_or(Ok(()), |stdout| read_soon(stdout, &mut text));
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It is not reaped yet, so that the number is its own.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    child.wait()?;
+    read.map(|()| text)
+}
+
+/// Reads up to the end, the limit or the deadline.
+fn read_soon(mut output: ChildStdout, text: &mut Vec<u8>) -> std::io::Result<()> {
+    let begin = Instant::now();
+    let mut piece = [0; 4096];
+    while text.len() < HELP_SIZE {
+        let left = HELP_TIME.saturating_sub(begin.elapsed());
+        let left = Timespec::try_from(left).map_err(std::io::Error::other)?;
+        let mut ready = [PollFd::new(&output, PollFlags::IN)];
+        if rustix::event::poll(&mut ready, Some(&left))? == 0 {
+            return Ok(());
+        }
+        match output.read(&mut piece)? {
+            0 => return Ok(()),
+            count => text.extend_from_slice(&piece[..count]),
+        }
+    }
+    Ok(())
 }
 
 /// The processes of runtimes that an earlier process started, with their state in `state`.

@@ -207,8 +207,10 @@ impl Daemon {
             .arg(self.root())
             .args(["--addr", address])
             .env("TMPDIR", self.temporary());
-        // Chosen for a whole run of the tests (`cargo xtask test-e2e --runtime`).
-        if let Some(runtime) = std::env::var_os("COOPER_TEST_RUNTIME") {
+        // Chosen for a whole run of the tests (`cargo xtask test-e2e --runtime`), but for cases
+        // that are about a certain one.
+        let chosen = std::env::var_os("COOPER_TEST_RUNTIME");
+        if let Some(runtime) = chosen.filter(|_| !self.config.contains("binary =")) {
             command.arg("--oci-worker-binary").arg(runtime);
         }
         command

@@ -1,7 +1,10 @@
 //! Steps that cannot be run: the error names the step and the cause, and the daemon goes on.
 
+use std::time::Duration;
+
 use cooper_llb::build::{Exec, MountKind, MountSpec, SecretSpec, State};
 use cooper_proto::pb;
+use cooper_testkit::leak;
 
 use crate::client::{Bench, Files, args, bind, mkfile, mount, read_only, request, sh};
 use crate::read;
@@ -250,4 +253,124 @@ fn exe19_limits_are_set_and_do_not_matter_for_the_cache() {
     // The same step with other limits is the same step.
     assert_eq!(limited(pb::LinuxResources::default()), first);
     bench.end();
+}
+
+/// A daemon whose runtime is runc but for what `script` does, a part of a shell's `case` on the
+/// configuration of the container, or on the arguments when there is none.
+fn with_runtime(script: &str) -> (Bench, tempfile::TempDir) {
+    let dir = tempfile::Builder::new()
+        .prefix("cooper-runtime-")
+        .tempdir()
+        .unwrap();
+    let path = dir.path().join("runtime");
+    let text = format!(
+        "#!/bin/sh\nlast=; bundle=\nfor word in \"$@\"; do\n\
+         [ \"$last\" = --bundle ] && bundle=$word\nlast=$word\ndone\n\
+         if [ -n \"$bundle\" ]; then what=$(cat \"$bundle/config.json\"); else what=\"$*\"; fi\n\
+         case \"$what\" in\n{script}\nesac\nexec runc \"$@\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, mode).unwrap();
+    let config = format!("[worker.oci]\n  binary = \"{}\"\n", path.display());
+    (Bench::with_config(&config), dir)
+}
+
+#[test]
+fn ex01_a_runtime_that_ends_at_once_or_prints_garbage_fails_its_step_alone() {
+    if cooper_testkit::by_containerd() {
+        // It has runtimes of its own.
+        return;
+    }
+    let (bench, dir) = with_runtime(
+        "*be-gone*) exit 0 ;;\n*be-three*) exit 3 ;;\n*be-killed*) kill -9 $$ ;;\n\
+         *be-garbage*) head -c 200000 /dev/urandom; head -c 200000 /dev/urandom >&2; exit 1 ;;\n\
+         *be-lies*) echo '{{{' > \"$bundle/log.json\"; echo -5 > \"$bundle/pid\"; exit 1 ;;",
+    );
+    check(
+        &bench,
+        &bench.image(),
+        vec![
+            case(
+                args(&["echo", "be-gone"]),
+                &["echo be-gone", "ended and started nothing"],
+            ),
+            case(
+                args(&["echo", "be-three"]),
+                &["echo be-three", "exit code: 3"],
+            ),
+            case(
+                args(&["echo", "be-killed"]),
+                &["echo be-killed", "exit code: 137"],
+            ),
+            case(
+                args(&["echo", "be-garbage"]),
+                &["echo be-garbage", "exit code: 1"],
+            ),
+            case(
+                args(&["echo", "be-lies"]),
+                &["echo be-lies", "exit code: 1"],
+            ),
+        ],
+    );
+    bench.end();
+    drop(dir);
+}
+
+#[test]
+fn ex01_a_runtime_that_hangs_is_ended_with_its_build_and_others_go_on() {
+    if cooper_testkit::by_containerd() {
+        return;
+    }
+    let sleep = "sleep 86471";
+    let (bench, dir) = with_runtime(&format!("*be-hung*) exec {sleep} ;;"));
+    let token = tokio_util::sync::CancellationToken::new();
+    let hung = bench.image().run(args(&["echo", "be-hung"]));
+    let solve = cooper_client::Solve {
+        cancelled: token.clone(),
+        ..request(&hung)
+    };
+    let sleeps = |count: usize| async move {
+        while leak::running(sleep) != count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    bench.rt.block_on(async {
+        let mut discard = |_| ();
+        let hangs = bench.client.solve(solve, &mut discard);
+        let meanwhile = async {
+            sleeps(1).await;
+            let mut discard = |_| ();
+            let fine = request(&bench.image().run(args(&["echo", "fine"])));
+            bench.client.solve(fine, &mut discard).await.unwrap();
+            token.cancel();
+        };
+        let both = futures::future::join(Box::pin(hangs), Box::pin(meanwhile));
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(30), both)
+            .await
+            .expect("a build that is given up ends");
+        assert!(ended.unwrap_err().is_cancelled());
+        tokio::time::timeout(Duration::from_secs(5), sleeps(0))
+            .await
+            .expect("what hangs is ended");
+    });
+    bench.check_steps();
+    bench.end();
+    drop(dir);
+}
+
+#[test]
+fn ex01_a_runtime_that_does_not_say_what_it_can_do_is_used_all_the_same() {
+    if cooper_testkit::by_containerd() {
+        return;
+    }
+    for script in ["*--help*) sleep 86472 ;;", "*--help*) yes --keep ;;"] {
+        let (bench, dir) = with_runtime(script);
+        bench.solve(&bench.image().run(sh("true")));
+        assert_eq!(leak::running("sleep 86472"), 0);
+        let error = bench.fails(&bench.image().run(sh("exit 7")));
+        assert!(error.contains("exit code: 7"), "{error}");
+        bench.end();
+        drop(dir);
+    }
 }
