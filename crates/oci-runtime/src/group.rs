@@ -149,10 +149,14 @@ fn inherit_cpuset(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// In version 2 a group without processors of its own has those of the one above.
 fn make_unified(root: &Path, directory: &Path) -> io::Result<()> {
     match std::fs::create_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(root, directory)?;
+            if let Some(parent) = directory.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::create_dir(directory)?;
         }
         result => result?,
     }
