@@ -30,18 +30,19 @@ const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd/2", "stderr"),
 ];
 
-/// The null device of the host, ready to be mounted over files that are masked.
+/// The null device of the host, to be copied over files that are masked. It is opened and not
+/// copied here: kernels before 6.15 copy no mount that is nowhere.
 pub(crate) fn null() -> Result<OwnedFd, String> {
-    let clone = || {
-        let null = clone_tree(CWD, Path::new("/dev/null"), false)?;
+    let open = || {
+        let null = open(CWD, "/dev/null", OFlags::PATH)?;
         let stat = rustix::fs::fstat(&null)?;
         let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
         if !device || stat.st_rdev != makedev(1, 3) {
-            return Err(Errno::NODEV);
+            return Err(Errno::NODEV.into());
         }
         Ok(null)
     };
-    clone().map_err(|error| format!("clone /dev/null: {error}"))
+    open().map_err(|error: io::Error| format!("open /dev/null: {error}"))
 }
 
 /// Makes the default devices, and `more`.

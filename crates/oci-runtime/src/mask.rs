@@ -36,24 +36,24 @@ pub(crate) fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), String> 
 /// is the host's: what the container has in its place is the image's (CVE-2025-31133).
 pub(crate) fn mask(root: &OwnedFd, null: &OwnedFd, paths: &[String]) -> Result<(), String> {
     let root = open(root).map_err(|error| format!("masked paths: {error}"))?;
-    let mut empty = None;
+    let mut empty: Option<OwnedFd> = None;
     for path in paths {
         let mut cover_one = || {
             let Some(place) = place(&root, path)? else {
                 return Ok(());
             };
             let stat = rustix::fs::fstat(&place)?;
-            let tree = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                // One for all.
-                let empty = match &empty {
-                    Some(empty) => empty,
-                    None => empty.insert(empty_folder()?),
-                };
-                clone_tree(empty, Path::new(""), false)?
-            } else {
-                clone_tree(null, Path::new(""), false)?
-            };
-            Ok::<_, io::Error>(cover(&tree, &place)?)
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                let tree = clone_tree(null, Path::new(""), false)?;
+                return Ok::<_, io::Error>(cover(&tree, &place)?);
+            }
+            // One for all: the first is put in its place and copied for the others, because
+            // kernels before 6.15 copy no mount that is nowhere.
+            match &empty {
+                Some(first) => cover(&clone_tree(first, Path::new(""), false)?, &place)?,
+                None => cover(empty.insert(empty_folder()?), &place)?,
+            }
+            Ok(())
         };
         cover_one().map_err(|error| format!("can't mask path {path:?}: {error}"))?;
     }
