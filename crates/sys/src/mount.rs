@@ -1,4 +1,4 @@
-//! Mounting: overlays by the mount API of Linux 6.5 with a way back for older kernels, and
+//! Mounting: overlays layer by layer with a way back for older kernels, and
 //! everything else by mount(2).
 
 use std::ffi::CString;
@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -30,17 +31,34 @@ const FSCONFIG_MAX: usize = 256;
 ///
 /// An overlay is put together with `fsopen`, one `lowerdir+` for each layer, so that the number
 /// of layers is not bound by the length of a page; where the kernel does not know that
-/// (before 6.5, or 6.1 that takes it and then refuses the whole), mount(2) is used. Where there
-/// are more layers than one overlay takes, the lower ones are put into overlays of their own,
-/// which are layers then; nobody sees these but the kernel.
+/// ([`knows_layers`]), mount(2) is used. Where there are more layers than one overlay takes, the
+/// lower ones are put into overlays of their own, which are layers then; nobody sees these but
+/// the kernel.
 pub fn mount(kind: &str, source: &Path, options: &[String], target: &Path) -> io::Result<()> {
     let parsed = Options::parse(options);
-    if kind == "overlay" {
+    if kind == "overlay" && knows_layers() {
         match overlay(&parsed, target) {
-            Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {}
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
             result => return Ok(result?),
         }
     }
+    plain(kind, source, &parsed, target)
+}
+
+/// Whether the kernel takes the layers of an overlay one by one. One that does looks for each at
+/// once, and does not find this one. Others refuse the word or, before 6.5, take every word, and
+/// refuse the whole later with a line in the kernel's log: so it is asked once.
+fn knows_layers() -> bool {
+    static KNOWS: OnceLock<bool> = OnceLock::new();
+    *KNOWS.get_or_init(|| {
+        let asked = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .and_then(|context| fsconfig_set_string(&context, "lowerdir+", "/proc/self/no-layer"));
+        asked == Err(Errno::NOENT)
+    })
+}
+
+/// By mount(2).
+fn plain(kind: &str, source: &Path, parsed: &Options, target: &Path) -> io::Result<()> {
     let data = CString::new(parsed.data.join(",")).map_err(|_| io::ErrorKind::InvalidInput)?;
     if parsed.bind {
         let bind = if parsed.recursive {
