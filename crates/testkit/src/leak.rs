@@ -317,6 +317,28 @@ fn namespaces() -> BTreeSet<String> {
     found
 }
 
+/// Snapshots of the metadata below a daemon's root whose folder is not there.
+pub fn missing_in_root(root: &Path) -> Vec<String> {
+    let mut missing = Vec::new();
+    for worker in entries(root) {
+        let database = worker.join("metadata.db");
+        if !database.exists() {
+            continue;
+        }
+        let kinds = entries(&worker.join("snapshots"));
+        for record in rows(&database, "snapshots", "value") {
+            let number = serde_json::from_str::<serde_json::Value>(&record);
+            let number =
+                number.map_or_else(|_| record.clone(), |record| record["number"].to_string());
+            let place = Path::new("s").join(number).join("fs");
+            if !kinds.iter().any(|kind| kind.join(&place).is_dir()) {
+                missing.push(record);
+            }
+        }
+    }
+    missing
+}
+
 /// What a daemon that has stopped left unfinished below its root: leases, folders of snapshots
 /// that nothing knows, and mount points.
 pub fn in_root(root: &Path) -> Vec<String> {
@@ -333,8 +355,10 @@ pub fn in_root(root: &Path) -> Vec<String> {
                 Some(record["number"].to_string())
             })
             .collect();
-        let unknown = entries(&worker.join("snapshots/s"));
-        let unknown = unknown.into_iter().filter(|folder| {
+        // Each kind of snapshotter has a folder of its own.
+        let unknown = entries(&worker.join("snapshots"));
+        let unknown = unknown.iter().flat_map(|kind| entries(&kind.join("s")));
+        let unknown = unknown.filter(|folder| {
             let number = folder.file_name().unwrap_or_default();
             !known.contains(number.to_string_lossy().as_ref())
         });
@@ -383,7 +407,7 @@ mod tests {
     fn what_is_unfinished_in_a_root_is_found() {
         let root = tempfile::tempdir().unwrap();
         let worker = root.path().join("runc");
-        for folder in ["snapshots/s/1", "snapshots/s/2", "mounts/m"] {
+        for folder in ["snapshots/o/s/1", "snapshots/o/s/2", "mounts/m"] {
             std::fs::create_dir_all(worker.join(folder)).unwrap();
         }
         let connection = rusqlite::Connection::open(worker.join("metadata.db")).unwrap();
@@ -395,7 +419,7 @@ mod tests {
             )
             .unwrap();
         let left = in_root(root.path());
-        let s = worker.join("snapshots/s/2");
+        let s = worker.join("snapshots/o/s/2");
         let expected = [
             "lease x".to_owned(),
             format!("snapshot {}", s.display()),
