@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{
     Bundle, Common, ContainerSpec, Ended, ExecError, Executor, Group, Machine, Process, Running,
-    check_root, container_id, find_user, make_cwd, oci_spec,
+    check_root, container_id, find_user, is_of_systemd, make_cwd, oci_spec,
 };
 use cooper_sys::Root;
 use cooper_sys::cgroup::Hierarchies;
@@ -58,6 +58,9 @@ impl RuncExecutor {
         make(&bundles)?;
         make(&state)?;
         let machine = Machine::detect()?;
+        if let Err(error) = machine.hierarchies().make_room(&config.cgroup_parent) {
+            tracing::warn!(%error, "steps cannot be limited: no room below the own control group");
+        }
         sweep::sweep(&bundles, &state, machine.hierarchies());
         let runtime = find(&config, &bundles, state, machine.hierarchies())?;
         Ok(Self {
@@ -171,7 +174,8 @@ impl Shared {
         make_cwd(&root, Path::new(&process.cwd), &user)?;
         let config = oci_spec(&spec, &process, &user, &context)?;
         let creating = debug_span!("create").entered();
-        let group = Group::new(self.machine.hierarchies().clone(), &context.cgroup(&spec));
+        let cgroup = context.cgroup(&spec);
+        let group = Group::new(self.machine.hierarchies().clone(), &cgroup);
         let mut built_in = None;
         let (spawned, stdio, up) = match (&self.runtime, prepared) {
             (Runtime::BuiltIn(runtime), Some(mut prepared)) => {
@@ -194,7 +198,7 @@ impl Shared {
             (Runtime::Binary(binary), _) => {
                 bundle.configure(&config)?;
                 let pid_file = bundle.dir().join("pid");
-                let mut command = binary.run(&id, bundle.dir(), &pid_file);
+                let mut command = binary.run(&id, bundle.dir(), &pid_file, is_of_systemd(&cgroup));
                 let (stdio, ends) = Stdio::connect(&mut process)?;
                 ends.give(&mut command);
                 (spawn::spawn(command)?, stdio, Up::File(pid_file))

@@ -94,9 +94,13 @@ impl Binary {
         self.state.join(id)
     }
 
-    /// Makes and runs the container of the bundle `dir`, until its first process ends.
-    pub(crate) fn run(&self, id: &str, dir: &Path, pid_file: &Path) -> Command {
+    /// Makes and runs the container of the bundle `dir`, until its first process ends. Its
+    /// control group is a scope of `systemd`, or not.
+    pub(crate) fn run(&self, id: &str, dir: &Path, pid_file: &Path, systemd: bool) -> Command {
         let mut command = self.command(dir);
+        if systemd {
+            command.arg("--systemd-cgroup");
+        }
         command.arg("run").arg("--bundle").arg(dir);
         if self.keeps() {
             command.arg("--keep");

@@ -60,5 +60,6 @@ fn cgroup(dir: &Path, id: &str) -> Option<String> {
         }
     };
     // Ours always end so; another one is not ours to kill.
-    Path::new(&path).ends_with(id).then_some(path)
+    let name = path.rsplit(['/', ':']).next()?;
+    (name == id).then_some(path)
 }

@@ -20,11 +20,11 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group `path`, which need not be there.
+    /// The group that a configuration names (`linux.cgroupsPath`), which need not be there.
     pub fn new(hierarchies: Arc<Hierarchies>, path: &str) -> Self {
         Self {
             hierarchies,
-            path: path.into(),
+            path: directory(path).into(),
         }
     }
 
@@ -95,6 +95,35 @@ impl Group {
     }
 }
 
+/// Whether a configuration names a scope of systemd (`slice:prefix:name`) and not a path.
+pub fn is_of_systemd(path: &str) -> bool {
+    !path.starts_with('/') && path.split(':').count() == 3
+}
+
+/// The path of a group below each hierarchy. A scope of systemd is in the folder of its slice,
+/// which is in those of the slices that its name begins with (systemd.slice(5); runc,
+/// `ExpandSlice` and `getUnitName`).
+fn directory(path: &str) -> String {
+    let mut parts = path.split(':');
+    let (Some(slice), Some(prefix), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
+        return path.to_owned();
+    };
+    if !is_of_systemd(path) {
+        return path.to_owned();
+    }
+    let mut directory = String::new();
+    // The first slice of all has no folder.
+    let stem = slice.trim_end_matches(".slice").trim_start_matches('-');
+    let ends = stem.match_indices('-').map(|(end, _)| end);
+    for end in ends.chain([stem.len()]).filter(|end| *end > 0) {
+        directory.push_str(&format!("/{}.slice", &stem[..end]));
+    }
+    match prefix {
+        "" => format!("{directory}/{name}.scope"),
+        prefix => format!("{directory}/{prefix}-{name}.scope"),
+    }
+}
+
 /// Waits until the process has ended, whoever its parent is.
 ///
 /// # Cancel safety
@@ -111,4 +140,23 @@ pub fn process_ended_blocking(pidfd: &PidFd) -> io::Result<()> {
     let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
     rustix::event::poll(&mut poll, None)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_in_the_folders_of_their_slices() {
+        for (path, expected) in [
+            ("/parent/buildkit/id", "/parent/buildkit/id"),
+            ("/odd:names:here/id", "/odd:names:here/id"),
+            ("system.slice:cooper:id", "/system.slice/cooper-id.scope"),
+            ("a-b.slice::id", "/a.slice/a-b.slice/id.scope"),
+            ("-.slice:x:id", "/x-id.scope"),
+        ] {
+            assert_eq!(directory(path), expected);
+            assert_eq!(is_of_systemd(path), expected.ends_with(".scope"));
+        }
+    }
 }

@@ -52,7 +52,7 @@ pub use cooper_sys::cgroup::Usage;
 pub use ended::Ended;
 pub use error::ExecError;
 pub use executor::{Executor, Running};
-pub use group::{Group, process_ended, process_ended_blocking};
+pub use group::{Group, is_of_systemd, process_ended, process_ended_blocking};
 pub use hosts::hosts_file;
 pub use machine::{Common, Machine};
 pub use path::{check_root, make_cwd, real_path};

@@ -175,6 +175,53 @@ impl Hierarchies {
         })
     }
 
+    /// Makes room for limits in groups below `parent`, where that is the group of this process or
+    /// below it: version 2 gives controllers to groups only when those above them have no process
+    /// of their own (cgroup-v2.rst, "No Internal Process Constraint"). So the processes of this
+    /// one's group go to `init` below it. A service that manages its own groups is in that place
+    /// (`Delegate=` of systemd), and whoever is the first in a container.
+    ///
+    /// Does nothing in version 1 and for the first group of all, which is free to have both.
+    pub fn make_room(&self, parent: &str) -> io::Result<()> {
+        if !self.unified {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string("/proc/self/cgroup")?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+        let own = Path::new(own.unwrap_or("/").trim_start_matches('/'));
+        if !Path::new(parent.trim_start_matches('/')).starts_with(own) {
+            return Ok(());
+        }
+        let Some(root) = self.roots.first() else {
+            return Ok(());
+        };
+        let above = root.join(own);
+        // The first group of all is of no type.
+        if !above.join("cgroup.type").exists() {
+            return Ok(());
+        }
+        let below = above.join("init");
+        match std::fs::create_dir(&below) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // A process that is just being made can be missed once.
+        for _ in 0..8 {
+            let text = std::fs::read_to_string(above.join("cgroup.procs"))?;
+            let pids: Vec<_> = text.lines().collect();
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids {
+                match std::fs::write(below.join("cgroup.procs"), pid) {
+                    Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
+    }
+
     /// Removes the group with what lies below it; groups that are gone are no error.
     ///
     /// # Errors
