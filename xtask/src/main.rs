@@ -15,6 +15,7 @@ mod setup;
 mod soak;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,6 +38,10 @@ usage: cargo xtask <task>
   soak       long runs of steps, cancels and kills (all three or the named ones); --seed N
              has the choices of an earlier run; --release, --runtime and --worker as above
   examples   compile and run the programs under examples/
+  test-vm    the tests of steps in a virtual machine with control groups of version 2,
+             AppArmor and systemd, and cuts of its power; further arguments name cases,
+             --cuts N and --seed N are for the cuts, and words after -- go to the test
+             programs instead of the cases' own
   bench      Cooper beside Docker's engine and buildah; --runs N, --only WORK,
              --without docker|buildah
   coverage   the end-to-end cases of each row of docs/coverage.md; fails when a row has none
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "soak" => setup::run(Purpose::Tests).and_then(|()| soak::run(&rest)),
         "examples" => setup::run(Purpose::Tests).and_then(|()| examples::run()),
+        "test-vm" => setup::run(Purpose::Tests).and_then(|()| vm::run(&rest)),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),
         "coverage" => coverage::run(),
         "fuzz" => fuzz::run(&rest),

@@ -149,7 +149,7 @@ pub(crate) fn e2e_with(args: &[String], variables: &[(&str, String)], more: &[&s
 }
 
 /// Fetches a program of others and says which it is; `None` when it cannot be had.
-fn peer(kind: &str, folder: &Path) -> Result<Option<String>> {
+pub(crate) fn peer(kind: &str, folder: &Path) -> Result<Option<String>> {
     let mut command = cargo(&["run", "--quiet", "--package", "cooper-testkit"]);
     command
         .args(["--bin", "peers", kind])
@@ -162,7 +162,7 @@ fn peer(kind: &str, folder: &Path) -> Result<Option<String>> {
             Ok(Some(path.trim().to_owned()))
         }
         Some(3) => {
-            eprintln!("test-e2e: nothing was run with it");
+            eprintln!("nothing is run with it");
             Ok(None)
         }
         _ => bail!("`peers {kind}` failed: {}", output.status),

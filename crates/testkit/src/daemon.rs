@@ -81,6 +81,12 @@ impl Daemon {
         Self::with("", OPTIONS, Some(disk.path().join("root")))
     }
 
+    /// Starts one whose root is the folder `root`, which stays.
+    #[track_caller]
+    pub fn at(root: &Path) -> Self {
+        Self::with("", OPTIONS, Some(root.to_owned()))
+    }
+
     /// Starts one with no options but its folders and its address: it logs little and collects
     /// garbage.
     #[track_caller]
@@ -188,7 +194,7 @@ impl Daemon {
             .expect("start cooperd");
         self.child = Some(child);
         let socket = self.socket();
-        self.ready_after = wait_until("cooperd serves", Duration::from_secs(20), || {
+        self.ready_after = wait_until("cooperd serves", Duration::from_secs(60), || {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("cooperd ended with {status}:\n{}", self.log());
             }
@@ -290,7 +296,7 @@ impl Daemon {
         let mut child = self.child.take().expect("the daemon runs");
         kill(pid(&child), Signal::SIGTERM).unwrap();
         let mut status = None;
-        let limit = Duration::from_secs(20);
+        let limit = Duration::from_secs(60);
         wait_until("cooperd stops on SIGTERM", limit, || {
             status = child.try_wait().unwrap();
             status.is_some()
