@@ -306,21 +306,18 @@ impl Sender {
             data,
             ..Packet::default()
         };
+        let mut buffer = vec![0; PIECE];
         while let Some((id, (tree, path))) = queue.blocking_recv() {
             if let Ok(mut file) = self.trees[tree].open(&path) {
                 loop {
-                    let mut piece = Vec::with_capacity(PIECE);
-                    let mut part = (&mut file).take(PIECE as u64);
-                    part.read_to_end(&mut piece).map_err(|error| {
+                    let length = fill(&mut file, &mut buffer).map_err(|error| {
                         let error = errno_text(&error);
                         SessionError::Protocol(format!("read {path}: {error}"))
                     })?;
-                    if piece.is_empty() {
-                        break;
+                    if length > 0 {
+                        self.send(data(id, Bytes::copy_from_slice(&buffer[..length])))?;
                     }
-                    let last = piece.len() < PIECE;
-                    self.send(data(id, piece.into()))?;
-                    if last {
+                    if length < PIECE {
                         break;
                     }
                 }
@@ -346,6 +343,20 @@ impl Sender {
         self.watch.transferred(before + size);
         Ok(())
     }
+}
+
+/// Reads until the buffer is full or the file at its end, and says how much came.
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
 }
 
 #[cfg(test)]

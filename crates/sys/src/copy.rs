@@ -344,6 +344,9 @@ pub fn copy_content(source: &File, target: &File) -> io::Result<()> {
         return Ok(());
     }
     let size = source.metadata()?.len();
+    if size <= SMALL as u64 {
+        return copy_small(source, target);
+    }
     let mut position = 0;
     while position < size {
         // The next range of data; a file system that knows no holes says that all is data.
@@ -359,6 +362,27 @@ pub fn copy_content(source: &File, target: &File) -> io::Result<()> {
         position = end.max(begin + 1);
     }
     target.set_len(size)
+}
+
+/// Up to here a file is read and written: the kernel's own copy goes through a pipe, which for
+/// little is slower, and so is the look for holes.
+const SMALL: usize = 16 << 10;
+
+fn copy_small(source: &File, target: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = [0; SMALL];
+    let mut position = 0;
+    loop {
+        match source.read_at(&mut buffer, position) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                target.write_all_at(&buffer[..length], position)?;
+                position += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn copy_range(source: &File, target: &File, begin: u64, end: u64) -> io::Result<()> {
@@ -400,29 +424,41 @@ fn is_overlay_mark(name: &[u8]) -> bool {
 /// The extended attributes of `path`, a link not followed, ordered by name; overlayfs's own
 /// marks are left out. A file system without attributes has none.
 pub fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut list = vec![0; 64 << 10];
-    let length = match rustix::fs::llistxattr(path, list.as_mut_slice()) {
-        Ok(length) => length,
+    let list = match read_xattr(|buffer| rustix::fs::llistxattr(path, buffer)) {
+        Ok(list) => list,
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
-    list.truncate(length);
     let mut found = Vec::new();
     for name in list.split(|byte| *byte == 0) {
         if name.is_empty() || is_overlay_mark(name) {
             continue;
         }
-        // The largest value that Linux has (xattr(7)).
-        let mut value = vec![0; 64 << 10];
-        match rustix::fs::lgetxattr(path, name, value.as_mut_slice()) {
-            Ok(length) => value.truncate(length),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
+        match read_xattr(|buffer| rustix::fs::lgetxattr(path, name, buffer)) {
+            Ok(value) => found.push((name.to_vec(), value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
         }
-        found.push((name.to_vec(), value));
     }
     found.sort();
     Ok(found)
+}
+
+/// A list or a value: most are short or empty, and the largest that Linux has are 64 KiB
+/// (xattr(7)).
+fn read_xattr(
+    read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
+    let mut short = [0; 512];
+    match read(&mut short) {
+        Ok(length) => return Ok(short[..length].to_vec()),
+        Err(Errno::RANGE) => {}
+        Err(error) => return Err(error),
+    }
+    let mut long = vec![0; 64 << 10];
+    let length = read(&mut long)?;
+    long.truncate(length);
+    Ok(long)
 }
 
 fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
