@@ -13,6 +13,8 @@ pub(crate) enum Builder {
     Cooper {
         daemon: Daemon,
         client: Buildx,
+        /// Whether the built-in runtime makes its containers, and not runc.
+        built_in: bool,
     },
     Docker {
         tree: PathBuf,
@@ -49,10 +51,17 @@ const BUILDAH: &[&str] = &[
 ];
 
 impl Builder {
-    pub(crate) fn cooper(buildx: &Path) -> Self {
-        let daemon = Daemon::ordinary();
+    pub(crate) fn cooper(buildx: &Path, built_in: bool) -> Self {
+        let daemon = match built_in {
+            true => Daemon::with_config("[worker.oci]\n  binary = \"builtin\"\n"),
+            false => Daemon::ordinary(),
+        };
         let client = Buildx::remote(buildx, &daemon.address());
-        Self::Cooper { daemon, client }
+        Self::Cooper {
+            daemon,
+            client,
+            built_in,
+        }
     }
 
     pub(crate) fn docker(buildx: &Path) -> Result<Self, String> {
@@ -76,10 +85,23 @@ impl Builder {
     /// The column's head.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Cooper { .. } => "Cooper",
+            Self::Cooper {
+                built_in: false, ..
+            } => "Cooper",
+            Self::Cooper { built_in: true, .. } => "Cooper, built-in runtime",
             Self::Docker { .. } => "Docker's engine",
             Self::Buildah { .. } => "buildah",
         }
+    }
+
+    /// Whether it is Cooper.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::Cooper { .. })
+    }
+
+    /// Whether it has anything of its own to show in `work`: the runtime matters for steps alone.
+    pub(crate) fn does(&self, work: Work) -> bool {
+        !matches!(self, Self::Cooper { built_in: true, .. }) || work.has_steps()
     }
 
     /// The name with the version that was found.

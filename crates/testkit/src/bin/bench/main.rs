@@ -83,6 +83,9 @@ fn bench(options: &Options) -> ExitCode {
             }
             for turn in 0..builders.len() {
                 let number = (run + turn) % builders.len();
+                if !builders[number].does(group[0]) {
+                    continue;
+                }
                 eprintln!(
                     "bench: run {} of {}, {}, {}",
                     run + 1,
@@ -123,7 +126,9 @@ fn bench(options: &Options) -> ExitCode {
 /// The builders that there are, and the client's version. One that cannot be had is named.
 fn builders(options: &Options, dir: &Path) -> (Vec<Builder>, String) {
     let buildx = Buildx::newest().unwrap_or_else(|error| panic!("no client: {error}"));
-    let mut builders = vec![Builder::cooper(&buildx)];
+    let mut builders: Vec<_> = [false, true]
+        .map(|built_in| Builder::cooper(&buildx, built_in))
+        .into();
     let wanted = |name: &str| !options.without.iter().any(|without| without == name);
     let mut add = |made: Result<Builder, String>| match made {
         Ok(builder) => builders.push(builder),

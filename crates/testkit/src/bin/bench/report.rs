@@ -17,6 +17,8 @@ type Measured = (Duration, Option<u64>);
 /// All that was measured.
 pub(crate) struct Figures {
     builders: Vec<&'static str>,
+    /// How many of them, the first, are Cooper.
+    ours: usize,
     /// By builder and work.
     found: BTreeMap<(usize, &'static str), Vec<Measured>>,
 }
@@ -25,6 +27,7 @@ impl Figures {
     pub(crate) fn new(builders: &[Builder]) -> Self {
         Self {
             builders: builders.iter().map(Builder::name).collect(),
+            ours: builders.iter().filter(|builder| builder.is_ours()).count(),
             found: BTreeMap::new(),
         }
     }
@@ -55,38 +58,54 @@ impl Figures {
 
     /// Medians with the least and the most, and the ratios of the medians.
     fn times(&self, works: &[Work]) -> String {
-        let mut text = "| Seconds, median (least to most) |".to_owned();
-        for name in &self.builders {
-            let _ = write!(text, " {name} |");
-        }
-        for name in self.builders.iter().skip(1) {
-            let _ = write!(text, " to {name} |");
-        }
-        text.push_str("\n|---|");
-        text.push_str(&"---|".repeat(self.builders.len() * 2 - 1));
-        text.push('\n');
+        let (ours, others) = self.builders.split_at(self.ours);
+        let ratios = ours.iter().flat_map(|our| {
+            others
+                .iter()
+                .map(move |other| format!(" {our} to {other} |"))
+        });
+        let heads = self.builders.iter().map(|name| format!(" {name} |"));
+        let heads: Vec<String> = heads.chain(ratios).collect();
+        let mut text = format!("| Seconds, median (least to most) |{}\n", heads.concat());
+        let _ = writeln!(text, "|---|{}", "---|".repeat(heads.len()));
         for work in works {
             let _ = write!(text, "| {} |", work.title());
-            let medians: Vec<f64> = (0..self.builders.len())
+            let medians: Vec<_> = (0..self.builders.len())
                 .map(|builder| {
                     let times = self.seconds(builder, *work);
-                    let (median, least, most) = (median(&times), times[0], times[times.len() - 1]);
+                    let (Some(least), Some(most)) = (times.first(), times.last()) else {
+                        text.push_str(" |");
+                        return None;
+                    };
+                    let median = median(&times);
                     let _ = write!(text, " {median:.2} ({least:.2} to {most:.2}) |");
-                    median
+                    Some(median)
                 })
                 .collect();
-            for other in &medians[1..] {
-                let _ = write!(text, " {:.2} |", medians[0] / other);
+            let (ours, others) = medians.split_at(self.ours);
+            for our in ours {
+                for other in others {
+                    match (our, other) {
+                        (Some(our), Some(other)) => {
+                            let _ = write!(text, " {:.2} |", our / other);
+                        }
+                        _ => text.push_str(" |"),
+                    }
+                }
             }
             text.push('\n');
         }
         text
     }
 
+    /// Sorted; empty when the builder did not do the work.
     fn seconds(&self, builder: usize, work: Work) -> Vec<f64> {
         let found = self.found.get(&(builder, work.name()));
-        let found = found.expect("every builder did every work");
-        let mut times: Vec<_> = found.iter().map(|(took, _)| took.as_secs_f64()).collect();
+        let mut times: Vec<_> = found
+            .into_iter()
+            .flatten()
+            .map(|(took, _)| took.as_secs_f64())
+            .collect();
         times.sort_by(f64::total_cmp);
         times
     }
@@ -110,8 +129,12 @@ impl Figures {
         for work in works {
             let _ = write!(text, "| {} |", work.title());
             for builder in &daemons {
-                let mib = peak(*builder, *work).unwrap_or_default() / 1024;
-                let _ = write!(text, " {mib} |");
+                match peak(*builder, *work) {
+                    Some(kib) => {
+                        let _ = write!(text, " {} |", kib / 1024);
+                    }
+                    None => text.push_str(" |"),
+                }
             }
             text.push('\n');
         }

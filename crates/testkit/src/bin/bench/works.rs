@@ -44,6 +44,11 @@ impl Work {
         matches!(self, Self::Archive | Self::Folder)
     }
 
+    /// Whether containers run in it.
+    pub(crate) fn has_steps(self) -> bool {
+        matches!(self, Self::Steps | Self::Cached | Self::Stages)
+    }
+
     /// The words of the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
