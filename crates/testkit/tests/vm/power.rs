@@ -347,11 +347,13 @@ impl Work {
             loop {
                 self.check_kept().await;
                 self.check_local(true).await;
+                // What nobody writes to is made durable.
+                tokio::time::sleep(Duration::from_millis(self.random(10_000))).await;
             }
         };
         let prune = async {
             loop {
-                tokio::time::sleep(Duration::from_millis(500 + self.random(4000))).await;
+                tokio::time::sleep(Duration::from_millis(1000 + self.random(15_000))).await;
                 let request = match self.random(3) {
                     0 => PruneRequest {
                         all: true,
