@@ -29,6 +29,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
 ];
 
+/// The folders of runs are called so, with the number of the process.
+const RUN: &str = "vm-run.";
+
 /// What is run in the guest, and how.
 struct Case {
     name: &'static str,
@@ -173,7 +176,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     let image = Image::get()?;
     // Another run of this has one of its own.
-    let dir = workspace::target_dir().join(format!("vm-run.{}", std::process::id()));
+    let dir = workspace::target_dir().join(format!("{RUN}{}", std::process::id()));
+    remove_left()?;
     let dir = Folder::make(dir)?;
     let disk = programs::disk(&dir.0)?;
     let machine = Machine::new(image, &dir.0);
@@ -244,6 +248,22 @@ impl Case {
             limit: Duration::from_secs(60 * self.minutes),
         }
     }
+}
+
+/// Removes what runs left that were killed.
+fn remove_left() -> Result<()> {
+    for entry in std::fs::read_dir(workspace::target_dir())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(RUN)) else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            let path = entry.path();
+            std::fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A folder, removed when dropped.
