@@ -99,9 +99,9 @@ fn goes_on() {
             FILES * SMALL as u64,
         );
     });
-    check_folders();
     if last {
         drop((work, rt, daemon));
+        check_folders();
         return;
     }
     println!("power: works");
