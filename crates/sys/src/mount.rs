@@ -18,10 +18,7 @@ use rustix::mount::{
 
 /// The most layers that one overlay is made of. The kernel takes 500 (`OVL_MAX_STACK` in
 /// fs/overlayfs/params.h).
-const MOST_LAYERS: usize = 400;
-
-/// How many of more layers than that stay layers of their own, the topmost.
-const TOPMOST: usize = MOST_LAYERS / 2;
+const MOST_LAYERS: usize = 490;
 
 /// The most bytes of options that mount(2) takes, their end included.
 const PAGE: usize = 4096;
@@ -35,8 +32,8 @@ const FSCONFIG_MAX: usize = 256;
 /// An overlay is put together with `fsopen`, one `lowerdir+` for each layer, so that the number
 /// of layers is not bound by the length of a page; where the kernel does not know that
 /// ([`knows_layers`]), mount(2) is used. Where there are more layers than one overlay takes, the
-/// lower ones are put into overlays of their own, which are layers then; nobody sees these but
-/// the kernel.
+/// lower ones are put into an overlay of their own, which is the lowest layer then; nobody sees it
+/// but the kernel. With that 979 layers can be had.
 pub fn mount(kind: &str, source: &Path, options: &[String], target: &Path) -> io::Result<()> {
     let parsed = Options::parse(options);
     if kind == "overlay" && knows_layers() {
@@ -251,13 +248,7 @@ fn overlay(options: &Options, target: &Path) -> Result<(), Errno> {
     let mounted = if layers.len() <= MOST_LAYERS {
         new_overlay(options, &layers)?
     } else {
-        // They have to be mounted somewhere while the kernel makes its own mounts of them.
-        let mut inner = Vec::new();
-        let mounted = nested(options, &layers, target, &mut inner);
-        for _ in &inner {
-            rustix::mount::unmount(target, UnmountFlags::DETACH)?;
-        }
-        mounted?
+        nested(options, &layers, target)?
     };
     move_mount(
         &mounted,
@@ -268,15 +259,15 @@ fn overlay(options: &Options, target: &Path) -> Result<(), Errno> {
     )
 }
 
-/// An overlay of more layers than one can have. `inner` are the overlays that were mounted on
-/// `target` for it, one over the other.
-fn nested(
-    options: &Options,
-    layers: &[&str],
-    target: &Path,
-    inner: &mut Vec<OwnedFd>,
-) -> Result<OwnedFd, Errno> {
-    let (topmost, below) = layers.split_at(TOPMOST);
+/// An overlay of more layers than one can have, with the lower ones in an overlay of their own.
+///
+/// There is one such overlay and no more: what it removes is removed in itself and not in what
+/// would be below it, and the kernel takes no overlay of overlays of overlays.
+fn nested(options: &Options, layers: &[&str], target: &Path) -> Result<OwnedFd, Errno> {
+    let (topmost, below) = layers.split_at(layers.len() - MOST_LAYERS);
+    if topmost.len() >= MOST_LAYERS {
+        return Err(Errno::TOOBIG);
+    }
     let only_read = Options {
         flags: options.flags,
         bind: false,
@@ -291,25 +282,15 @@ fn nested(
             .cloned()
             .collect(),
     };
-    let mut all: Vec<String> = topmost.iter().map(|layer| (*layer).to_owned()).collect();
-    for group in below.chunks(MOST_LAYERS) {
-        // There is no overlay of one layer that nobody writes to.
-        if let [only] = group {
-            all.push((*only).to_owned());
-            continue;
-        }
-        let mounted = new_overlay(&only_read, group)?;
-        let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&mounted, "", CWD, target, place)?;
-        // The next one lies over it: it is reached by its descriptor alone.
-        all.push(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
-        inner.push(mounted);
-    }
-    let all: Vec<_> = all.iter().map(String::as_str).collect();
-    if all.len() > MOST_LAYERS {
-        return Err(Errno::TOOBIG);
-    }
-    new_overlay(options, &all)
+    let inner = new_overlay(&only_read, below)?;
+    // It has to be mounted somewhere while the kernel makes a mount of its own of it.
+    let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&inner, "", CWD, target, place)?;
+    let lowest = format!("/proc/self/fd/{}", inner.as_raw_fd());
+    let all: Vec<_> = topmost.iter().copied().chain([lowest.as_str()]).collect();
+    let mounted = new_overlay(options, &all);
+    rustix::mount::unmount(target, UnmountFlags::DETACH)?;
+    mounted
 }
 
 /// An overlay of these layers, the topmost first, that is mounted nowhere. Its other options are
@@ -471,7 +452,7 @@ mod tests {
     }
 
     /// Mounts an overlay of so many layers and looks at it.
-    fn check_layers(count: usize) {
+    fn check_layers(count: usize) -> io::Result<()> {
         let dir = tempfile::tempdir().unwrap();
         let mut lower = Vec::new();
         for number in 0..count {
@@ -479,12 +460,12 @@ mod tests {
             std::fs::create_dir(&layer).unwrap();
             std::fs::write(layer.join("who"), number.to_string()).unwrap();
             std::fs::write(layer.join(format!("of-{number}")), "x").unwrap();
+            // Each removes what the one below it has.
+            let whiteout = layer.join(format!("of-{}", number + 1));
+            let mode = rustix::fs::Mode::empty();
+            rustix::fs::mknodat(CWD, &whiteout, FileType::CharacterDevice, mode, 0).unwrap();
             lower.push(layer);
         }
-        // What the lowest layer has the topmost one removes.
-        let whiteout = lower[0].join(format!("of-{}", count - 1));
-        let mode = rustix::fs::Mode::empty();
-        rustix::fs::mknodat(CWD, &whiteout, FileType::CharacterDevice, mode, 0).unwrap();
         let path = |name: &str| {
             let path = dir.path().join(name);
             std::fs::create_dir(&path).unwrap();
@@ -501,10 +482,16 @@ mod tests {
             "index=off".into(),
         ];
         for options in [&options[..], &[below, "index=off".into(), "ro".into()]] {
-            let guard =
-                MountGuard::mount("overlay", Path::new("overlay"), options, &target).unwrap();
+            let mounted = MountGuard::mount("overlay", Path::new("overlay"), options, &target);
+            let Ok(guard) = mounted else {
+                assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
+                return mounted.map(drop);
+            };
             assert_eq!(std::fs::read_to_string(target.join("who")).unwrap(), "0");
-            assert_eq!(std::fs::read_dir(&target).unwrap().count(), count);
+            let names = std::fs::read_dir(&target).unwrap();
+            let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["of-0", "who"]);
             let written = std::fs::write(target.join("who"), "0");
             assert_eq!(written.is_ok(), options.len() > 3);
             assert_eq!(written.is_ok(), upper.join("who").exists());
@@ -513,11 +500,12 @@ mod tests {
             assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
             let _ = std::fs::remove_file(upper.join("who"));
         }
+        Ok(())
     }
 
     #[test]
     fn an_overlay_of_many_layers_shows_the_topmost_and_goes_with_its_guard() {
-        check_layers(200);
+        check_layers(200).unwrap();
     }
 
     #[test]
@@ -552,10 +540,11 @@ mod tests {
             // What does not fit on a page is an error there.
             return;
         }
-        // The last one has a group with one layer in it.
-        for count in [401, 1001] {
-            check_layers(count);
+        for count in [491, 979] {
+            check_layers(count).unwrap();
         }
+        let error = check_layers(980).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::E2BIG));
     }
 
     #[test]

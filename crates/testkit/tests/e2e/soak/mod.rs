@@ -51,8 +51,9 @@ impl Choices {
         most.mul_f64(self.0.random_range(0.0..=1.0))
     }
 
-    fn one_in(&mut self, many: u32) -> bool {
-        self.0.random_range(0..many) == 0
+    /// Yes so often.
+    fn in_hundred(&mut self, times: u32) -> bool {
+        self.0.random_range(0..100) < times
     }
 }
 

@@ -52,7 +52,7 @@ fn check(bench: &Bench, state: &State, expected: &Expected) {
 #[test]
 fn snp02_six_hundred_steps_in_a_row_are_built_exported_and_continued() {
     let bench = Bench::start();
-    let (commands, files) = (rounds(14, 600), rounds(390, 0));
+    let (commands, files) = (rounds(14, 600), rounds(490, 0));
     let mut expected = Expected::default();
     let mut state = bench.image();
     let begin = Instant::now();
