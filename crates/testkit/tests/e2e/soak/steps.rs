@@ -1,12 +1,13 @@
 //! Builds with more steps than an overlay has layers.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use cooper_client::Solve;
 use cooper_llb::build::{Constraints, Image, State};
 use cooper_session::serve::Output;
 
-use super::rounds;
+use super::{Told, rounds, solve};
 use crate::client::{Bench, Files, mkfile, request, sh, solve_to};
 
 /// What is in the folders `/n` and `/d` after some steps.
@@ -41,9 +42,29 @@ fn names(folder: &std::path::Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// Solves with the patience that so many steps need on a busy machine.
+#[track_caller]
+fn build(bench: &Bench, request: Solve) {
+    let mut told = Told::default();
+    let solving = solve(&bench.client, request, &mut told);
+    let solved = bench
+        .rt
+        .block_on(async { tokio::time::timeout(Duration::from_secs(600), solving).await });
+    solved.expect("the build ends in time").unwrap();
+}
+
+/// Builds and gives the files.
+#[track_caller]
+fn files_of(bench: &Bench, state: &State) -> tempfile::TempDir {
+    let out = bench.folder();
+    let to = Output::Dir(out.path().to_owned());
+    build(bench, solve_to(request(state), "local", &[], to));
+    out
+}
+
 #[track_caller]
 fn check(bench: &Bench, state: &State, expected: &Expected) {
-    let out = bench.files(state);
+    let out = files_of(bench, state);
     assert_eq!(names(&out.path().join("n")), expected.n);
     assert_eq!(names(&out.path().join("d")), expected.d);
     assert!(out.path().join("bin/busybox").exists());
@@ -67,7 +88,7 @@ fn snp02_six_hundred_steps_in_a_row_are_built_exported_and_continued() {
         }
         state = state.run(sh(&step(number, &mut expected)));
     }
-    bench.solve(&state);
+    build(&bench, request(&state));
     let built = begin.elapsed();
     check(&bench, &state, &expected);
     // As an image, and what is built from that when nothing else is there any more.
@@ -78,7 +99,7 @@ fn snp02_six_hundred_steps_in_a_row_are_built_exported_and_continued() {
         "image",
         &[("name", &name), ("push", "true")],
     )];
-    bench.try_solve(image).unwrap();
+    build(&bench, image);
     let pushed = begin.elapsed();
     bench.check_releasable();
     let begin = Instant::now();
@@ -91,11 +112,7 @@ fn snp02_six_hundred_steps_in_a_row_are_built_exported_and_continued() {
     let ls = next.run(sh(
         "test $(ls /d | wc -l) -le 2; rm -rf /n; mkdir /n; touch /n/last",
     ));
-    let out = bench.folder();
-    let to = Output::Dir(out.path().to_owned());
-    bench
-        .try_solve(solve_to(request(&ls), "local", &[], to))
-        .unwrap();
+    let out = files_of(&bench, &ls);
     assert_eq!(
         names(&out.path().join("n")),
         BTreeSet::from(["last".to_owned()])
