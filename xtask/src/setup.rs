@@ -62,6 +62,18 @@ const NEEDED: &[(&str, &str, &str, Purpose)] = &[
         Purpose::Tests,
     ),
     (
+        "newuidmap",
+        "uidmap",
+        "gives ordinary users further ids, for the tests of their builds",
+        Purpose::Tests,
+    ),
+    (
+        "rootlesskit",
+        "rootlesskit",
+        "makes user namespaces, as BuildKit's users have it",
+        Purpose::Tests,
+    ),
+    (
         "debootstrap",
         "debootstrap",
         "makes the Debian base image of the tests",

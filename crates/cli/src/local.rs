@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use cooper_client::Client;
-use cooper_daemon::{Config, Daemon};
+use cooper_daemon::{Config, Daemon, Places};
+use cooper_sys::userns;
 use futures::StreamExt;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// Dropping the future kills what runs; what the daemon keeps is as after its death.
 pub(crate) async fn with<T>(root: Option<&Path>, work: impl AsyncFnOnce(Client) -> T) -> Result<T> {
     let mut config = Config {
-        root: root.map_or_else(default_root, Path::to_owned),
+        root: root.map_or_else(|| default_root(userns::of_ordinary_user()), Path::to_owned),
         ..Config::default()
     };
     // Only the first worker is used.
@@ -45,7 +46,10 @@ pub(crate) async fn with<T>(root: Option<&Path>, work: impl AsyncFnOnce(Client) 
 
 /// Where the cache is kept unless `--root` says it: in the user's own data, root's beside those
 /// of other services.
-fn default_root() -> PathBuf {
+fn default_root(ordinary: bool) -> PathBuf {
+    if ordinary {
+        return Places::of_this_user().root;
+    }
     let folder = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty());
     if let Some(data) = folder("XDG_DATA_HOME") {
         return Path::new(&data).join("cooper");

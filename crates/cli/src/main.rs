@@ -16,7 +16,9 @@ mod trace;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use cooper_sys::userns;
 
 use crate::args::BuildArgs;
 use crate::build::Failure;
@@ -46,6 +48,14 @@ fn main() -> ExitCode {
     // Before anything else: this may be the built-in runtime's helper.
     cooper_daemon::enter_if_asked();
     let cli = Cli::parse();
+    // Before there are threads.
+    if let Command::Build(args) = &cli.command
+        && args.daemon.addr.is_none()
+        && let Err(error) = become_root()
+    {
+        eprintln!("ERROR: failed to build: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let traced = match &cli.command {
         Command::Build(args) => args.trace.as_deref(),
         Command::Version => None,
@@ -79,6 +89,22 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// An ordinary user builds as root of a user namespace.
+fn become_root() -> anyhow::Result<()> {
+    if !userns::is_needed() {
+        return Ok(());
+    }
+    let missing = userns::enter();
+    let missing = missing.context(
+        "failed to become root of a user namespace; a daemon that runs \
+         already can be used with --addr",
+    )?;
+    if let Some(missing) = missing {
+        eprintln!("WARNING: {missing}");
+    }
+    Ok(())
 }
 
 fn run(args: BuildArgs) -> Result<(), Failure> {

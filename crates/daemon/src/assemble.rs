@@ -231,6 +231,7 @@ fn settings(config: &WorkerConfig) -> WorkerSettings {
         },
         default_cgroup_parent: config.default_cgroup_parent.clone(),
         apparmor_profile: config.apparmor_profile.clone(),
+        no_process_sandbox: config.no_process_sandbox,
         extra: Default::default(),
     }
 }

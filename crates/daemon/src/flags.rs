@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 
 use crate::config::{Config, DiskSpace, WorkerConfig};
+use crate::places::Places;
 use crate::{DaemonError, listen};
 
 /// The build daemon.
@@ -221,11 +222,12 @@ impl Flags {
             },
         };
         self.apply(&mut config)?;
+        let places = Places::of_this_user();
         if config.root.as_os_str().is_empty() {
-            config.root = "/var/lib/cooper".into();
+            config.root = places.root;
         }
         if config.grpc.address.is_empty() {
-            config.grpc.address = vec!["unix:///run/cooper/cooperd.sock".to_owned()];
+            config.grpc.address = vec![format!("unix://{}", places.socket.display())];
         }
         Ok(config)
     }

@@ -19,6 +19,7 @@
 //! ```
 //!
 //! Modules in reading order: `flags`, `config`, `assemble`, `listen`, `logging`, `notify`,
+//! `places` (where things are kept),
 //! `workers` (the workers that register themselves).
 //!
 //! It refuses to know how anything is built and what goes over the wire.
@@ -33,6 +34,7 @@ pub mod fuzz;
 pub mod listen;
 pub mod logging;
 pub mod notify;
+mod places;
 mod workers;
 
 pub use assemble::Daemon;
@@ -40,6 +42,7 @@ pub use config::Config;
 pub use cooper_executor_runc::enter_if_asked;
 pub use error::DaemonError;
 pub use flags::Flags;
+pub use places::Places;
 
 /// The version as `--version` prints it: name, package, version and revision.
 pub fn version() -> String {

@@ -3,10 +3,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use cooper_daemon::listen::{self, Connections};
 use cooper_daemon::{Config, Daemon, Flags, logging, notify};
 use cooper_sys::activation::{self, Passed};
+use cooper_sys::userns;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +34,28 @@ fn main() -> ExitCode {
 fn run(flags: &Flags) -> anyhow::Result<()> {
     // Before anything is opened: their numbers are taken.
     let passed = activation::passed().context("failed to take sockets of the service manager")?;
+    // Before there are threads, and before anything is looked for in the user's folders.
+    let missing = match userns::is_needed() {
+        true => userns::enter().context("failed to become root of a user namespace")?,
+        false => None,
+    };
     let config = flags.config()?;
     logging::init(&config)?;
+    if let Some(missing) = missing {
+        tracing::warn!("{missing}");
+    }
+    let worker = &config.worker.oci;
+    if worker.rootless && !userns::inside() {
+        tracing::warn!("rootless mode is for ordinary users: root builds as root");
+    }
+    if worker.no_process_sandbox {
+        // BuildKit's words.
+        ensure!(
+            worker.rootless || userns::inside(),
+            "can't enable NoProcessSandbox without Rootless"
+        );
+        tracing::warn!("steps share the daemon's process namespace and can signal it");
+    }
     if let Err(error) = cooper_sys::raise_open_files() {
         tracing::warn!(%error, "could not raise the number of files that may be open");
     }

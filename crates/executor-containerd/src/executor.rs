@@ -174,6 +174,7 @@ impl Shared {
             cgroup_parent: &config.cgroup_parent,
             apparmor_profile: &config.apparmor_profile,
             oom_score_adj: config.oom_score_adj,
+            no_process_sandbox: false,
         };
         let mut context = self
             .machine

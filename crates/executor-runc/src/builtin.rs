@@ -91,7 +91,10 @@ impl BuiltIn {
         let mut group =
             cooper_oci_runtime::Group::create(hierarchies.clone(), &path).map_err(failed)?;
         bundle.own_group(Group::new(hierarchies.clone(), &path));
-        group.allow(&[no_device()?]).map_err(failed)?;
+        // Without control groups nothing can be said, and without those devices cannot be made.
+        if !hierarchies.roots().is_empty() {
+            group.allow(&[no_device()?]).map_err(failed)?;
+        }
         let prepared = self.runtime.prepare(group).map_err(failed)?;
         Ok(Place {
             id,

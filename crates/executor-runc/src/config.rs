@@ -30,6 +30,10 @@ pub struct RuncConfig {
     pub apparmor_profile: String,
     /// How ready the kernel is to kill containers for want of memory.
     pub oom_score_adj: Option<i32>,
+    /// Whether containers share this process's process namespace: where an ordinary user's may
+    /// not have one of their own with a `/proc`. They can then signal this process and what it
+    /// started. The built-in runtime does not do that.
+    pub no_process_sandbox: bool,
 }
 
 impl RuncConfig {
@@ -45,6 +49,7 @@ impl RuncConfig {
             cgroup_parent: String::new(),
             apparmor_profile: String::new(),
             oom_score_adj: None,
+            no_process_sandbox: false,
         }
     }
 }

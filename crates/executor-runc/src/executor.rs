@@ -155,6 +155,7 @@ impl Shared {
         check_root(&root)?;
         bundle.note_stubs(&root, &spec.mounts, spec.remove_mount_stubs);
         let user = find_user(&root, &process.user)?;
+        self.machine.check_user(&user)?;
         let config = &self.config;
         let common = Common {
             dns: &config.dns,
@@ -162,6 +163,7 @@ impl Shared {
             cgroup_parent: &config.cgroup_parent,
             apparmor_profile: &config.apparmor_profile,
             oom_score_adj: config.oom_score_adj,
+            no_process_sandbox: config.no_process_sandbox,
         };
         let mut context = self
             .machine
@@ -308,6 +310,10 @@ fn find(
     let built_in = || BuiltIn::new(config, bundles, hierarchies.clone()).map(Runtime::BuiltIn);
     let named = config.binary.as_deref();
     match named.map(|name| name.to_str().unwrap_or_default()) {
+        // The built-in one begins a process namespace for each container.
+        None | Some("auto") if config.no_process_sandbox => {
+            Binary::find(None, state).map(Runtime::Binary)
+        }
         Some("builtin") => built_in().map_err(failed),
         Some("auto") => match built_in() {
             Ok(runtime) => Ok(runtime),

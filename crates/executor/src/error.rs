@@ -47,6 +47,17 @@ pub enum ExecError {
     /// A number is none that a user or group can have. The wording is that of `moby/sys/user`.
     #[error("uids and gids must be in range 0-2147483647")]
     IdRange,
+    /// An ordinary user's containers have only the users that are mapped for them.
+    #[error(
+        "user {uid} or group {gid} is not mapped for an ordinary user: {}",
+        cooper_sys::userns::HINT
+    )]
+    NotMapped {
+        /// The number of the user.
+        uid: u32,
+        /// And of the group.
+        gid: u32,
+    },
     /// The kernel has no limit of this name.
     #[error("invalid ulimit {name:?}")]
     Ulimit {

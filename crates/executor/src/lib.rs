@@ -34,6 +34,7 @@ mod path;
 mod process;
 pub mod pump;
 mod resolv;
+mod rootless;
 mod seccomp;
 mod spec;
 mod stubs;

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cooper_sys::cgroup::Hierarchies;
+use cooper_sys::userns::{self, Mapped};
 
 use crate::{
     Bundle, Capabilities, ContainerSpec, DnsConfig, ExecError, NetworkMode, SecurityMode,
-    SpecContext, hosts_file, resolv_conf, resolv_conf_of_host,
+    SpecContext, User, hosts_file, resolv_conf, resolv_conf_of_host,
 };
 
 /// How many loop devices BuildKit gives an unconfined container beyond those in use.
@@ -21,6 +22,8 @@ pub struct Machine {
     capabilities: Capabilities,
     /// Whether the kernel filters system calls.
     seccomp: bool,
+    /// The users that there are, in a user namespace.
+    mapped: Option<Mapped>,
 }
 
 /// What all containers of an executor have in common.
@@ -36,19 +39,44 @@ pub struct Common<'a> {
     pub apparmor_profile: &'a str,
     /// How ready the kernel is to kill them for want of memory.
     pub oom_score_adj: Option<i32>,
+    /// Whether they share the host's process namespace.
+    pub no_process_sandbox: bool,
 }
 
 impl Machine {
     /// Looks at the machine. Blocks.
     pub fn detect() -> Result<Self, ExecError> {
-        let hierarchies = Hierarchies::detect();
-        let hierarchies = hierarchies.map_err(ExecError::io("read", "/sys/fs/cgroup"))?;
+        let mapped = match userns::inside() {
+            true => Some(Mapped::read().map_err(ExecError::io("read", "/proc/self/uid_map"))?),
+            false => None,
+        };
+        let hierarchies = match mapped {
+            // The control groups are the machine's, and not for users.
+            Some(_) => Hierarchies::none(),
+            None => Hierarchies::detect().map_err(ExecError::io("read", "/sys/fs/cgroup"))?,
+        };
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Ok(Self {
             hierarchies: Arc::new(hierarchies),
             capabilities: Capabilities::effective(&status),
             seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
+            mapped,
         })
+    }
+
+    /// Looks whether processes can be those of `user`.
+    ///
+    /// # Errors
+    /// [`ExecError::NotMapped`] in a user namespace that has no such user or group.
+    pub fn check_user(&self, user: &User) -> Result<(), ExecError> {
+        let Some(mapped) = &self.mapped else {
+            return Ok(());
+        };
+        if mapped.user(user.uid) && mapped.group(user.gid) {
+            return Ok(());
+        }
+        let (uid, gid) = (user.uid, user.gid);
+        Err(ExecError::NotMapped { uid, gid })
     }
 
     /// The hierarchies of control groups.
@@ -88,6 +116,8 @@ impl Machine {
                 SecurityMode::Sandbox => 0,
             },
             open_files: cooper_sys::open_files_before(),
+            user_namespace: self.mapped.is_some(),
+            no_process_sandbox: common.no_process_sandbox,
             ..SpecContext::new(id, root)
         })
     }

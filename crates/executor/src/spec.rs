@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 
 use crate::{
     Capabilities, ContainerSpec, DEFAULT_HOSTNAME, ExecError, Process, Resources, SecurityMode,
-    TtySize, Ulimit, User, devices, seccomp,
+    TtySize, Ulimit, User, devices, rootless, seccomp,
 };
 
 const MASKED: [&str; 11] = [
@@ -108,6 +108,12 @@ pub struct SpecContext {
     /// How many files its processes may have open, soft and hard, unless the container says;
     /// `None` for what the runtime has.
     pub open_files: Option<(u64, u64)>,
+    /// Whether this is for a runtime in a user namespace: then there are no control groups, the
+    /// host's `/sys` cannot be shown, and groups may be missing.
+    pub user_namespace: bool,
+    /// Whether it shares the host's process namespace and its `/proc`: where an ordinary user's
+    /// container may not mount one of its own.
+    pub no_process_sandbox: bool,
 }
 
 impl SpecContext {
@@ -129,6 +135,8 @@ impl SpecContext {
             capabilities: Capabilities::default(),
             loop_devices: 0,
             open_files: None,
+            user_namespace: false,
+            no_process_sandbox: false,
         }
     }
 
@@ -212,6 +220,12 @@ pub fn oci_spec(
             .linux(linux(container, context, insecure)?)
             .build()?;
         spec.set_annotations(None);
+        if context.no_process_sandbox {
+            rootless::share_processes(&mut spec)?;
+        }
+        if context.user_namespace {
+            rootless::adapt(&mut spec);
+        }
         Ok::<_, OciSpecError>(spec)
     };
     build().map_err(runtime)

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use cooper_content::Digest;
 use cooper_content::digest_from;
 use cooper_snapshot::Mount;
+use cooper_sys::userns::explain_owner;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use sha2::Digest as _;
@@ -282,6 +283,11 @@ impl Unpacker {
                     _ => FileType::Fifo,
                 };
                 let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+                if kind != FileType::Fifo && cooper_sys::userns::inside() {
+                    // Nobody can make devices in a user namespace: as in containerd, the image
+                    // has none there.
+                    return Ok(());
+                }
                 let node = || rustix::fs::mknodat(dir, name, kind, Mode::RUSR, device);
                 self.replacing(folder, name, node).map_err(fail)?;
             }
@@ -384,7 +390,8 @@ impl Unpacker {
     fn metadata(&self, entry: &Entry, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         let here = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(dir, name, Some(uid), Some(gid), here)?;
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), here)
+            .map_err(|error| explain_owner(error.into(), entry.uid, entry.gid))?;
         if !entry.xattrs.is_empty() {
             use std::os::fd::AsRawFd;
             let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
@@ -498,6 +505,13 @@ fn xattr(kind: Kind, path: &Path, key: &[u8], value: &[u8]) -> io::Result<()> {
     let name = OsStr::from_bytes(key);
     match rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()) {
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        // The machine's root has these to itself.
+        Err(Errno::PERM)
+            if (key.starts_with(b"security.") || key.starts_with(b"trusted."))
+                && cooper_sys::userns::inside() =>
+        {
+            Ok(())
+        }
         // Only files and folders have these (xattr(7)).
         Err(Errno::PERM)
             if key.starts_with(b"user.") && !matches!(kind, Kind::File | Kind::Directory) =>

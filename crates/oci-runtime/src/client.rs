@@ -126,9 +126,10 @@ impl Runtime {
     /// A runtime whose helper is the program at `path`, which begins with
     /// [`crate::enter_if_asked`].
     pub fn with_helper(path: impl Into<PathBuf>) -> Result<Self, RuntimeError> {
-        // What no kernel before 5.12 has, and nobody without privileges may.
+        // What no kernel before 5.12 has, and nobody without privileges may. A file: in a user
+        // namespace a folder is not cloned without what is mounted below it.
         let probe = || {
-            let tree = clone_tree(CWD, Path::new("/"), false)?;
+            let tree = clone_tree(CWD, Path::new("/proc/self/exe"), false)?;
             set_attributes(&tree, false, READ_ONLY)
         };
         probe().map_err(|_: io::Error| RuntimeError::Kernel {

@@ -66,6 +66,7 @@ fn make_all(root: &OwnedFd, more: &[LinuxDevice]) -> Result<(), String> {
             all,
             makedev(major, minor),
         )
+        .or_else(|error| borrow(root, error, &format!("/dev/{name}")))
         .map_err(|error| format!("error creating device node /dev/{name}: {error}"))?;
     }
     for device in more {
@@ -94,6 +95,16 @@ fn node(dir: impl AsFd, name: &str, kind: FileType, mode: Mode, number: u64) -> 
     }
 }
 
+/// In a user namespace nobody makes devices: the host's is used, if it was `error` that said so.
+fn borrow(root: &OwnedFd, error: Errno, path: &str) -> io::Result<()> {
+    if error != Errno::PERM {
+        return Err(error.into());
+    }
+    let host = clone_tree(CWD, Path::new(path), false)?;
+    let place = reach(root, Path::new(path), Kind::File)?;
+    Ok(crate::mounts::cover(&host, &place)?)
+}
+
 fn own(root: &OwnedFd, device: &LinuxDevice) -> io::Result<()> {
     let kind = match device.typ() {
         LinuxDeviceType::B => FileType::BlockDevice,
@@ -110,7 +121,13 @@ fn own(root: &OwnedFd, device: &LinuxDevice) -> io::Result<()> {
     let number = makedev(number(device.major())?, number(device.minor())?);
     let dir = reach(root, parent, Kind::Directory)?;
     let mode = Mode::from_raw_mode(device.file_mode().unwrap_or(0o666) & 0o7777);
-    node(&dir, name, kind, mode, number)?;
+    if let Err(error) = node(&dir, name, kind, mode, number) {
+        return borrow(
+            root,
+            error,
+            path.to_str().ok_or(io::ErrorKind::InvalidInput)?,
+        );
+    }
     let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
     if (uid, gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));

@@ -166,7 +166,12 @@ fn become_user(process: &Process) -> Result<(), rustix::io::Errno> {
     let user = process.user();
     let groups = user.additional_gids().as_deref().unwrap_or_default();
     let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    rustix::thread::set_thread_groups(&groups)?;
+    match rustix::thread::set_thread_groups(&groups) {
+        // Where a user namespace has one group only, those of before stay (user_namespaces(7),
+        // "/proc/pid/setgroups").
+        Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+        result => result?,
+    }
     let gid = Gid::from_raw(user.gid());
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     let uid = Uid::from_raw(user.uid());

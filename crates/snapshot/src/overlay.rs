@@ -53,30 +53,27 @@ impl OverlaySnapshotter {
         let folder = root.join(format!("probe-{}", std::process::id()));
         tree::remove(&folder)?;
         tree::make(&folder, &["l", "u", "v", "w", "x", "m"])?;
+        // In a user namespace the other attributes cannot be written (from Linux 5.11 on these
+        // can): the mount would succeed and then lose what is removed in it.
+        let userxattr = cooper_sys::userns::inside();
         let attempt = |volatile: bool, upper: &str, work: &str| {
+            let options = OverlayOptions {
+                volatile,
+                userxattr,
+            };
             let place = |name: &str| folder.join(name).display().to_string();
-            let mut options = vec![
+            let mut list = vec![
                 format!("lowerdir={}", place("l")),
                 format!("upperdir={}", place(upper)),
                 format!("workdir={}", place(work)),
             ];
-            options.extend(fixed(OverlayOptions {
-                volatile,
-                userxattr: false,
-            }));
+            list.extend(fixed(options));
             let target = folder.join("m");
-            let mounted = MountGuard::mount("overlay", Path::new("overlay"), &options, &target);
-            mounted.and_then(MountGuard::close)
+            let mounted = MountGuard::mount("overlay", Path::new("overlay"), &list, &target);
+            mounted.and_then(MountGuard::close).map(|()| options)
         };
-        let result = match attempt(true, "u", "w") {
-            Ok(()) => Ok(OverlayOptions {
-                volatile: true,
-                userxattr: false,
-            }),
-            Err(_) => attempt(false, "v", "x")
-                .map(|()| OverlayOptions::default())
-                .map_err(io("mount an overlay in", &folder)),
-        };
+        let result = attempt(true, "u", "w")
+            .or_else(|_| attempt(false, "v", "x").map_err(io("mount an overlay in", &folder)));
         tree::remove(&folder)?;
         result
     }

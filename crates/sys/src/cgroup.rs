@@ -44,6 +44,14 @@ impl Hierarchies {
         Self::detect_at(Path::new(MOUNT))
     }
 
+    /// None at all: for those who may not make groups.
+    pub fn none() -> Self {
+        Self {
+            unified: false,
+            roots: Vec::new(),
+        }
+    }
+
     fn detect_at(mount: &Path) -> io::Result<Self> {
         if mount.join("cgroup.controllers").exists() {
             return Ok(Self {

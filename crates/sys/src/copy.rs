@@ -277,7 +277,8 @@ impl Copy<'_> {
         let owner = self.options.owner.unwrap_or((stat.st_uid, stat.st_gid));
         let here = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
         let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        rustix::fs::chownat(&to.dir, &to.name, Some(uid), Some(gid), here)?;
+        rustix::fs::chownat(&to.dir, &to.name, Some(uid), Some(gid), here)
+            .map_err(|error| crate::userns::explain_owner(error.into(), owner.0, owner.1))?;
         if kind != FileType::Symlink {
             let mode = stat.st_mode & 0o7777;
             let directory = kind == FileType::Directory;

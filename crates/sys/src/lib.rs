@@ -28,6 +28,7 @@ mod pidfd;
 pub mod process;
 mod root;
 mod sync;
+pub mod userns;
 mod watch;
 
 pub use clone::{Clone, Cloned};

@@ -72,7 +72,14 @@ fn plain(kind: &str, source: &Path, parsed: &Options, target: &Path) -> io::Resu
         bind?;
         if !parsed.flags.is_empty() {
             // A bind takes its flags only by being mounted again (mount(2), "Remounting").
-            let again = rustix::mount::mount_remount(target, MountFlags::BIND | parsed.flags, c"");
+            let remount =
+                |flags| rustix::mount::mount_remount(target, MountFlags::BIND | flags, c"");
+            let again = match remount(parsed.flags) {
+                // In a user namespace flags that the mount had before stay (mount_namespaces(7),
+                // "Restrictions on mount namespaces").
+                Err(Errno::PERM) => locked(target).and_then(|kept| remount(parsed.flags | kept)),
+                result => result,
+            };
             if let Err(error) = again {
                 let _ = unmount(target);
                 return Err(error.into());
@@ -142,6 +149,28 @@ fn from_their_folder(source: &Path, parsed: &Options, target: &Path) -> io::Resu
 fn folders(option: &str) -> Option<(&str, &str)> {
     let (key, paths) = option.split_once('=')?;
     matches!(key, "lowerdir" | "upperdir" | "workdir").then_some((key, paths))
+}
+
+/// The flags of the mount at `target` that a user namespace may have locked.
+fn locked(target: &Path) -> Result<MountFlags, Errno> {
+    let found = rustix::fs::statvfs(target)?.f_flag;
+    let pairs = [
+        (rustix::fs::StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (
+            rustix::fs::StatVfsMountFlags::NODIRATIME,
+            MountFlags::NODIRATIME,
+        ),
+        (
+            rustix::fs::StatVfsMountFlags::RELATIME,
+            MountFlags::RELATIME,
+        ),
+    ];
+    let kept = pairs.iter().filter(|(flag, _)| found.contains(*flag));
+    Ok(kept.map(|(_, flag)| *flag).collect())
 }
 
 /// Unmounts `target`, lazily: what is busy goes when its last user goes. A target that is not

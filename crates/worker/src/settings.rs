@@ -53,6 +53,9 @@ pub struct WorkerSettings {
     pub default_cgroup_parent: String,
     /// The AppArmor profile of steps.
     pub apparmor_profile: String,
+    /// Whether steps share the daemon's process namespace, for ordinary users where they may
+    /// not have one of their own.
+    pub no_process_sandbox: bool,
     /// What only this kind of worker knows.
     pub extra: BTreeMap<String, String>,
 }

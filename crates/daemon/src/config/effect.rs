@@ -51,8 +51,6 @@ impl Config {
 
 fn worker(section: &str, config: &WorkerConfig, found: &mut Vec<String>) {
     let set = [
-        ("rootless", config.rootless),
-        ("noProcessSandbox", config.no_process_sandbox),
         ("gc", config.gc == Some(true)),
         ("gckeepstorage", config.gckeepstorage.is_set()),
         ("reservedSpace", config.reserved_space.is_set()),

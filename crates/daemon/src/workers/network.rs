@@ -48,6 +48,8 @@ fn networks(
         "host" => None,
         "cni" => Some(NetworkPool::open(cni, places)?),
         "bridge" => Some(NetworkPool::bridge(cni, places)?),
+        // An ordinary user's plug-ins would have to change the machine's network.
+        "" | "auto" if cooper_sys::userns::inside() => None,
         "" | "auto" if cni.is_configured() => Some(NetworkPool::open(cni, places)?),
         "" | "auto" => None,
         other => return Err(format!("invalid network mode: {other:?}").into()),

@@ -29,6 +29,7 @@ fn init(cx: &Context) -> WorkersFuture<'_> {
             networks: networks.pool.into(),
             cgroup_parent: settings.default_cgroup_parent.clone(),
             apparmor_profile: settings.apparmor_profile.clone(),
+            no_process_sandbox: settings.no_process_sandbox,
             ..RuncConfig::new(dir)
         };
         let executor = match RuncExecutor::new(config) {

@@ -162,9 +162,10 @@ fn rm_path(target: &Root, path: &str, allow_not_found: bool) -> Result<(), Failu
 /// Owner and time of what was made.
 pub(super) fn finish(entry: &Entry, owner: Option<(u32, u32)>, timestamp: i64) -> io::Result<()> {
     if let Some((uid, gid)) = owner {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let here = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&entry.dir, &entry.name, Some(uid), Some(gid), here)?;
+        rustix::fs::chownat(&entry.dir, &entry.name, owner.0, owner.1, here)
+            .map_err(|error| cooper_sys::userns::explain_owner(error.into(), uid, gid))?;
     }
     if timestamp != NO_TIME {
         set_time(entry, timestamp)?;

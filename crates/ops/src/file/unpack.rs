@@ -331,9 +331,10 @@ impl Unpack<'_> {
                 (id(uid)?, id(or_zero(&fields.gid, header.gid())?)?)
             }
         };
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let here = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&to.dir, &to.name, Some(uid), Some(gid), here)?;
+        rustix::fs::chownat(&to.dir, &to.name, owner.0, owner.1, here)
+            .map_err(|error| cooper_sys::userns::explain_owner(error.into(), uid, gid))?;
         // Another name of a link is a link, whatever its own entry says.
         let is_link = match kind {
             EntryType::Symlink => true,

@@ -45,6 +45,7 @@ mod registries;
 mod registry;
 mod results;
 mod rogue;
+mod rootless;
 mod sessions;
 mod sharing;
 mod soak;
