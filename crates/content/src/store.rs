@@ -1,6 +1,7 @@
 //! The traits.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -79,6 +80,9 @@ pub trait Ingest: Send {
     async fn abort(self: Box<Self>) -> Result<(), ContentError>;
 }
 
+/// How many small blobs were begun: the number tells their ingests apart.
+static WRITERS: AtomicU64 = AtomicU64::new(0);
+
 /// Blobs by digest.
 #[async_trait]
 pub trait ContentStore: Send + Sync {
@@ -127,11 +131,15 @@ pub trait ContentStore: Send + Sync {
         if self.info(&digest).await.is_ok() {
             return Ok(digest);
         }
-        let mut ingest = self.ingest(&format!("blob-{digest}")).await?;
+        // Others may write the same at this moment: a small blob is sooner written twice than
+        // waited for.
+        let number = WRITERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("blob-{digest}-{number}");
+        let mut ingest = self.ingest(&name).await?;
         if ingest.offset() > 0 {
-            // What an earlier attempt left may be anything.
+            // What an earlier process left may be anything.
             ingest.abort().await?;
-            ingest = self.ingest(&format!("blob-{digest}")).await?;
+            ingest = self.ingest(&name).await?;
         }
         ingest.write(bytes).await?;
         ingest.commit(Some(bytes.len() as u64), Some(&digest)).await

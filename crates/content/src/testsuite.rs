@@ -9,6 +9,7 @@ pub async fn run(store: &dyn ContentStore) {
     what_does_not_match_is_refused(store).await;
     an_ingest_has_one_writer_and_is_resumed(store).await;
     an_open_blob_outlives_its_deletion(store).await;
+    a_small_blob_is_written_by_several_at_once(store).await;
     assert!(store.walk().await.unwrap().is_empty());
 }
 
@@ -91,4 +92,19 @@ async fn an_open_blob_outlives_its_deletion(store: &dyn ContentStore) {
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut crate::BlobReader::new(&*blob), &mut bytes).unwrap();
     assert_eq!(bytes, b"still here");
+}
+
+async fn a_small_blob_is_written_by_several_at_once(store: &dyn ContentStore) {
+    let bytes = b"wanted by all";
+    let all = tokio::join!(
+        store.write_all(bytes),
+        store.write_all(bytes),
+        store.write_all(bytes)
+    );
+    let digest = digest_of(bytes);
+    for written in <[_; 3]>::from(all) {
+        assert_eq!(written.unwrap(), digest);
+    }
+    assert_eq!(store.walk().await.unwrap().len(), 1);
+    store.delete(&digest).await.unwrap();
 }

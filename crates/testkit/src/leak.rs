@@ -440,11 +440,15 @@ mod tests {
         let daemon = root.path().join("cooperd");
         std::fs::copy("/bin/sh", &daemon).unwrap();
         let mut child = std::process::Command::new(&daemon)
-            .args(["-c", "read line", "--root"])
+            .args(["-c", "echo up; read line", "--root"])
             .arg(root.path())
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // A process that has only just been started has no command line yet.
+        let mut up = [0; 3];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
         assert!(kept_ready(group));
         assert!(!kept_ready("cgroup /sys/fs/cgroup/memory/buildkit/other"));
         std::fs::create_dir(bundle.join("rootfs")).unwrap();

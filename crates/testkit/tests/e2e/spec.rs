@@ -298,6 +298,10 @@ fn oci10_the_resolvers_file_is_the_hosts_or_as_configured() {
 
 #[test]
 fn ex01_wrk02_the_runtime_is_chosen_and_has_to_be_there() {
+    if cooper_testkit::by_containerd() {
+        // It takes a name of containerd's and no program.
+        return;
+    }
     let bench = Bench::with_config("[worker.oci]\n  binary = \"runc\"\n");
     bench.solve(&bench.image().run(sh("true")));
     bench.end();
