@@ -20,6 +20,9 @@ pub(crate) fn all() -> Result<()> {
         "clippy",
         "--workspace",
         "--all-targets",
+        // The end-to-end cases are behind it.
+        "--features",
+        "cooper-testkit/e2e",
         "--",
         "--deny",
         "warnings",

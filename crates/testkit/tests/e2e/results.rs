@@ -68,8 +68,8 @@ fn cm01_cm04_results_are_of_kinds_and_know_their_parents() {
     let image = find("pulled from");
     let (base, upper, other) = (find("base-file"), find("upper-file"), find("other-file"));
     assert!(image.parents.is_empty() && other.parents.is_empty());
-    assert_eq!(base.parents, [image.id.clone()]);
-    assert_eq!(upper.parents, [base.id.clone()]);
+    assert_eq!(base.parents, std::slice::from_ref(&image.id));
+    assert_eq!(upper.parents, std::slice::from_ref(&base.id));
     assert!((2_000_000..4_300_000).contains(&base.size), "{base:?}");
     assert!(upper.size < 100_000, "{upper:?}");
     let (difference, union) = (find("difference"), find("union"));
@@ -453,7 +453,7 @@ fn sol16_exe22_llb03_progress_tells_of_each_step() {
         .iter()
         .find(|vertex| vertex.name.contains("docker-image://"))
         .unwrap();
-    assert_eq!(last.inputs, [image.digest.clone()]);
+    assert_eq!(last.inputs, std::slice::from_ref(&image.digest));
     let logs: Vec<_> = seen.iter().flat_map(|status| &status.logs).collect();
     for (stream, text) in [(1, "to-out\n"), (2, "to-err\n")] {
         let of = logs
