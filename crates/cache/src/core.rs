@@ -17,7 +17,7 @@ use crate::state::State;
 use crate::{CacheError, RefId};
 
 /// Told that a record is gone.
-pub(crate) type Listener = Box<dyn Fn(&RefId) + Send + Sync>;
+pub(crate) type Listener = Box<dyn Fn(&RefId, Option<&str>) + Send + Sync>;
 
 /// The sending end of the keeper's mailbox. Sending never waits.
 pub(crate) type Mailbox = mpsc::UnboundedSender<Message>;

@@ -151,9 +151,8 @@ impl Core {
             let taken = self.state().take(&record);
             if let Some(entry) = taken {
                 self.remove(vec![Removal {
-                    id: record,
-                    entry,
                     snapshot: false,
+                    ..Removal::new(record, entry)
                 }])
                 .await;
             }

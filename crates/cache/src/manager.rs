@@ -102,8 +102,9 @@ impl CacheManager {
     }
 
     /// Calls `listener` with the id of each ref whose record has ended, for those who refer to
-    /// refs by id. It is called in the keeper and must not wait.
-    pub fn on_removed(&self, listener: impl Fn(&RefId) + Send + Sync + 'static) {
+    /// refs by id, and with what pruned it, if something did. It is called in the keeper and
+    /// must not wait.
+    pub fn on_removed(&self, listener: impl Fn(&RefId, Option<&str>) + Send + Sync + 'static) {
         let listeners = &self.shared.listeners;
         let mut listeners = listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.push(Box::new(listener));

@@ -61,6 +61,29 @@ impl PruneOptions {
         // BuildKit reads 0 as no bound, which prunes everything that it may.
         Some(keep)
     }
+
+    /// What explains to a user that a record went.
+    fn name(&self) -> &'static str {
+        match self {
+            Self {
+                max_used_space: 1..,
+                ..
+            } => "the policy maxUsedSpace",
+            Self {
+                min_free_space: 1..,
+                ..
+            } => "the policy minFreeSpace",
+            Self {
+                reserved_space: 1..,
+                ..
+            } => "the policy reservedSpace",
+            Self { keep_duration, .. } if !keep_duration.is_zero() => "the policy keepDuration",
+            Self {
+                filter: Some(_), ..
+            } => "the policy filters",
+            _ => "a prune of all that is unused",
+        }
+    }
 }
 
 /// A record that may go, with what decides when.
@@ -103,7 +126,7 @@ impl CacheManager {
                 sort(&mut candidates);
                 candidates.truncate(1);
             }
-            let ended = self.end(candidates).await?;
+            let ended = self.end(candidates, options.name()).await?;
             total = ended.iter().fold(total, |total: u64, record| {
                 total.saturating_sub(record.size)
             });
@@ -155,7 +178,12 @@ impl CacheManager {
 
     /// Ends those that are still unused, each together with what is sealed over it. All at once:
     /// their invalidation is made durable by one sync.
-    async fn end(&self, candidates: Vec<Candidate>) -> Result<Vec<UsageRecord>, CacheError> {
+    async fn end(
+        &self,
+        candidates: Vec<Candidate>,
+        by: &'static str,
+    ) -> Result<Vec<UsageRecord>, CacheError> {
+        let by: Arc<str> = by.into();
         let mut sizes = Vec::new();
         for candidate in candidates {
             let size = self.size(&candidate.id).await?;
@@ -180,7 +208,10 @@ impl CacheManager {
                 // The sealed one first: it is over the snapshot of the other.
                 for id in sealed.into_iter().chain([id]) {
                     if let Some(entry) = state.take(&id) {
-                        removals.push(Removal::new(id, entry));
+                        removals.push(Removal {
+                            by: Some(by.clone()),
+                            ..Removal::new(id, entry)
+                        });
                     }
                 }
                 ended.push(record);

@@ -1,6 +1,6 @@
 //! Removing records and what they stand for.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use cooper_snapshot::{ActiveKey, SnapshotId, SnapshotName};
 
@@ -16,6 +16,8 @@ pub(crate) struct Removal {
     pub(crate) entry: Entry,
     /// Whether its snapshot goes too.
     pub(crate) snapshot: bool,
+    /// What pruned it: `the policy keepDuration`.
+    pub(crate) by: Option<Arc<str>>,
 }
 
 impl Removal {
@@ -24,6 +26,7 @@ impl Removal {
             id,
             entry,
             snapshot: true,
+            by: None,
         }
     }
 
@@ -76,7 +79,10 @@ impl Core {
                     let mut state = self.state();
                     for id in state.release_needs(removal.entry.record.needs()) {
                         if let Some(entry) = state.take(&id) {
-                            next.push(Removal::new(id, entry));
+                            next.push(Removal {
+                                by: removal.by.clone(),
+                                ..Removal::new(id, entry)
+                            });
                         }
                     }
                 }
@@ -85,7 +91,7 @@ impl Core {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
                 for listener in listeners.iter() {
-                    listener(&removal.id);
+                    listener(&removal.id, removal.by.as_deref());
                 }
             }
             removals = next;

@@ -11,8 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use crate::core::{Command, Core, MapInfo, Outcome, RequestId, Spec, TaskId, VertexId, Work};
+use crate::explain::{self, Draft, Journal, Miss, MissInput};
 use crate::keys::CacheResult;
-use crate::shared::{Fan, JobId, Shared};
+use crate::shared::{Explained, Fan, JobId, Shared};
 use crate::{
     CacheMap, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig, Vertex,
 };
@@ -22,6 +23,7 @@ pub(crate) enum Message<D: Domain> {
         id: JobId,
         job: Arc<D::Job>,
         sink: Arc<dyn Sink>,
+        explained: Arc<Explained>,
     },
     EndJob {
         id: JobId,
@@ -43,13 +45,14 @@ pub(crate) enum Message<D: Domain> {
 }
 
 /// A job: what operations may ask it for, and who listens.
-type Member<D> = (Arc<<D as Domain>::Job>, Arc<dyn Sink>);
+type Member<D> = (Arc<<D as Domain>::Job>, Arc<dyn Sink>, Arc<Explained>);
 type CoreOf<D> = Core<<D as Domain>::Output, SolveError>;
 type OutcomeOf<D> = Outcome<<D as Domain>::Output, SolveError>;
 
 pub(crate) struct Driver<D: Domain> {
     core: CoreOf<D>,
     results: Arc<dyn ResultStore<D>>,
+    journal: Option<Arc<dyn Journal>>,
     jobs: HashMap<JobId, Member<D>>,
     vertices: HashMap<VertexId, Entry<D>>,
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
@@ -74,6 +77,7 @@ impl<D: Domain> Driver<D> {
             count,
         };
         Self {
+            journal: config.keys.journal(),
             core: Core::new(config.keys, Box::new(missing)),
             results: config.results,
             jobs: HashMap::new(),
@@ -100,8 +104,13 @@ impl<D: Domain> Driver<D> {
 
     fn handle(&mut self, message: Message<D>) {
         match message {
-            Message::NewJob { id, job, sink } => {
-                self.jobs.insert(id, (job, sink));
+            Message::NewJob {
+                id,
+                job,
+                sink,
+                explained,
+            } => {
+                self.jobs.insert(id, (job, sink, explained));
             }
             Message::EndJob { id } => {
                 let commands = self.core.end_job(id);
@@ -191,10 +200,13 @@ impl<D: Domain> Driver<D> {
                     }
                 }
                 Command::Joined { vertex, job } => {
-                    if let (Some(entry), Some((data, sink))) =
+                    if let (Some(entry), Some((data, sink, explained))) =
                         (self.vertices.get(&vertex), self.jobs.get(&job))
                     {
-                        entry.shared.join(job, data.clone(), sink.clone());
+                        explained.note_operations(entry.maps.iter().map(|map| &map.digest));
+                        entry
+                            .shared
+                            .join(job, data.clone(), sink.clone(), explained.clone());
                     }
                 }
                 Command::Left { vertex, job } => {
@@ -213,6 +225,10 @@ impl<D: Domain> Driver<D> {
         let Some(entry) = self.vertices.get(&vertex) else {
             return;
         };
+        let miss = match work {
+            Work::Execute { .. } => self.miss(vertex, entry),
+            _ => None,
+        };
         let runner = Runner {
             cx: OpContext {
                 progress: VertexProgress::new(
@@ -224,10 +240,47 @@ impl<D: Domain> Driver<D> {
             map: entry.maps.first().cloned(),
             arriving: entry.arriving.clone(),
             results: self.results.clone(),
+            journal: self.journal.clone(),
+            miss,
         };
         let handle = self.tasks.spawn(async move { runner.run(work).await });
         self.running.insert(handle.id(), (task, vertex));
         self.handles.insert(task, handle);
+    }
+
+    /// What is to be explained of a vertex that has to be carried out, if somebody asks.
+    fn miss(&self, vertex: VertexId, entry: &Entry<D>) -> Option<Miss> {
+        self.journal.as_ref()?;
+        let build = entry.shared.operations()?;
+        let description = entry.shared.vertex.op.describe()?;
+        if description.volatile {
+            return None;
+        }
+        let inputs = self.core.inputs(vertex).into_iter().map(|input| {
+            let entry = self.vertices.get(&input.vertex);
+            let map = entry.and_then(|entry| entry.maps.first());
+            let shared = entry.map(|entry| &entry.shared);
+            MissInput {
+                name: shared.map_or_else(String::new, |shared| shared.vertex.name.clone()),
+                digest: map.map(|map| map.digest.clone()),
+                description: shared.and_then(|shared| shared.vertex.op.describe()),
+                keys: input.keys,
+                counts: input.counts,
+                content: input.content,
+                files: None,
+                explanation: shared.and_then(|shared| shared.explanation()),
+            }
+        });
+        let shared = &entry.shared.vertex;
+        Some(Miss {
+            vertex: shared.digest.clone(),
+            name: shared.name.clone(),
+            digest: entry.maps.first()?.digest.clone(),
+            description,
+            anew: shared.options.ignore_cache,
+            inputs: inputs.collect(),
+            build,
+        })
     }
 
     fn ended(&mut self, ended: Result<(Id, OutcomeOf<D>), tokio::task::JoinError>) {
@@ -254,9 +307,12 @@ impl<D: Domain> Driver<D> {
             let arrived = arrived
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .take();
+            if let Some(map) = &arrived {
+                entry.shared.note_operation(&map.digest);
+            }
             entry.maps.extend(arrived);
         }
-        let made = matches!(outcome, Outcome::Executed(_)).then(|| entry.shared.clone());
+        let made = matches!(outcome, Outcome::Executed(..)).then(|| entry.shared.clone());
         let commands = self.core.done(task, outcome);
         // Whoever is told that it is done finds it in the cache, also when this process dies now:
         // the result is kept, and the store was given its keys.
@@ -281,6 +337,9 @@ struct Runner<D: Domain> {
     map: Option<Arc<CacheMap<D>>>,
     arriving: Arc<std::sync::Mutex<Option<Arc<CacheMap<D>>>>>,
     results: Arc<dyn ResultStore<D>>,
+    journal: Option<Arc<dyn Journal>>,
+    /// What is to be explained before it is carried out.
+    miss: Option<Miss>,
 }
 
 impl<D: Domain> Runner<D> {
@@ -339,15 +398,24 @@ impl<D: Domain> Runner<D> {
         Ok(Outcome::ContentKey(result?))
     }
 
-    async fn execute(self, inputs: Vec<D::Output>) -> Result<OutcomeOf<D>, OpError> {
+    async fn execute(mut self, inputs: Vec<D::Output>) -> Result<OutcomeOf<D>, OpError> {
         let vertex = self.cx.shared.vertex.clone();
         self.cx.shared.started(false);
+        let mut draft = None;
+        if let Some(miss) = self.miss.take() {
+            draft = self.draft(&inputs).await;
+            self.explain(miss, draft.as_deref()).await;
+        }
         let result = vertex.op.execute(&self.cx, &inputs).await;
         if let Err(error) = &result {
             self.cx.shared.completed(Some(describe(error)));
         }
+        let outputs = result?;
+        if draft.is_none() {
+            draft = self.draft(&inputs).await;
+        }
         let mut kept = Vec::new();
-        for output in result? {
+        for output in outputs {
             let id = self.results.save(&output).await;
             let result = id.map(|id| CacheResult {
                 id,
@@ -355,7 +423,48 @@ impl<D: Domain> Runner<D> {
             });
             kept.push((output, result));
         }
-        Ok(Outcome::Executed(kept))
+        Ok(Outcome::Executed(kept, draft))
+    }
+
+    /// What the operation is made of, to be kept with its result.
+    async fn draft(&self, inputs: &[D::Output]) -> Option<Box<Draft>> {
+        self.journal.as_ref()?;
+        let (vertex, map) = (&self.cx.shared.vertex, self.map.as_ref()?);
+        let description = vertex.op.describe()?;
+        if description.volatile {
+            return None;
+        }
+        let mut files = Vec::new();
+        for (index, (dep, input)) in map.deps.iter().zip(inputs).enumerate() {
+            if let Some(content) = &dep.content
+                && let Some(list) = content.files(&self.cx, input).await
+            {
+                files.push((index, list));
+            }
+        }
+        Some(Box::new(Draft {
+            name: vertex.name.clone(),
+            digest: map.digest.clone(),
+            description,
+            files,
+        }))
+    }
+
+    /// Tells those who asked why the vertex has to be carried out.
+    async fn explain(&self, mut miss: Miss, draft: Option<&Draft>) {
+        let Some(journal) = self.journal.clone() else {
+            return;
+        };
+        for (index, files) in draft.into_iter().flat_map(|draft| &draft.files) {
+            if let Some(input) = miss.inputs.get_mut(*index) {
+                input.files = Some(files.clone());
+            }
+        }
+        let explaining = move || explain::explain(&*journal, &miss);
+        match tokio::task::spawn_blocking(explaining).await {
+            Ok(explanation) => self.cx.shared.explain(explanation),
+            Err(error) => tracing::warn!(%error, "no explanation was found"),
+        }
     }
 }
 

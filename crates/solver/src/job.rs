@@ -9,8 +9,8 @@ use cooper_progress::Sink;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::driver::{Driver, Message};
-use crate::shared::JobId;
-use crate::{Domain, Edge, KeyStore, MemoryKeyStore, ResultStore, SolveError, Vertex};
+use crate::shared::{Explained, JobId};
+use crate::{Domain, Edge, Explanation, KeyStore, MemoryKeyStore, ResultStore, SolveError, Vertex};
 
 /// What a solver needs.
 pub struct SolverConfig<D: Domain> {
@@ -92,14 +92,17 @@ impl<D: Domain> Solver<D> {
     pub fn job(&self, data: D::Job, sink: Arc<dyn Sink>) -> Job<D> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let data = Arc::new(data);
+        let explained = Arc::<Explained>::default();
         let _ = self.mailbox.send(Message::NewJob {
             id,
             job: data.clone(),
             sink,
+            explained: explained.clone(),
         });
         Job {
             id,
             data,
+            explained,
             solver: self.clone(),
         }
     }
@@ -117,6 +120,7 @@ impl<D: Domain> Solver<D> {
 pub struct Job<D: Domain> {
     id: JobId,
     data: Arc<D::Job>,
+    explained: Arc<Explained>,
     solver: Solver<D>,
 }
 
@@ -124,6 +128,20 @@ impl<D: Domain> Job<D> {
     /// What operations may ask the job for.
     pub fn data(&self) -> &Arc<D::Job> {
         &self.data
+    }
+
+    /// From now on the job wants to know why what it needs is not found in the cache: it sees
+    /// it as a part of the vertex's progress, and [`explanations`](Self::explanations) has it.
+    /// It costs nothing for what is found.
+    pub fn explain(&self) {
+        self.explained.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Why vertices were carried out since the job [asked](Self::explain), in the order in
+    /// which they were begun.
+    pub fn explanations(&self) -> Vec<Arc<Explanation>> {
+        let told = self.explained.told.lock();
+        told.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Builds `edge` of the graph `vertices`, in which inputs come before those who take them.

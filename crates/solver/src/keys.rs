@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use oci_spec::image::Digest;
 use sha2::Digest as _;
 
+use crate::explain::{Journal, MemoryJournal, Noted};
+
 /// Names a cache key. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(Arc<str>);
@@ -86,6 +88,9 @@ pub struct KeyEntry {
     pub links: Vec<(KeyId, Link)>,
     /// What was made.
     pub result: CacheResult,
+    /// What it was made of, to be kept in the same step; only when there is a
+    /// [journal](KeyStore::journal).
+    pub noted: Option<Arc<Noted>>,
 }
 
 /// Keeps keys. The calls are made from the solver's one task: they must be fast and must not
@@ -103,12 +108,19 @@ pub trait KeyStore: Send + Sync {
 
     /// Forgets a result that is no more, and the keys that nothing hangs on any more.
     fn release(&self, result: &str);
+
+    /// Where is kept what results were made of. Without one nothing is explained, and nothing
+    /// is described.
+    fn journal(&self) -> Option<Arc<dyn Journal>> {
+        None
+    }
 }
 
 /// Keeps keys in memory.
 #[derive(Default)]
 pub struct MemoryKeyStore {
     inner: Mutex<Inner>,
+    journal: Option<Arc<MemoryJournal>>,
 }
 
 #[derive(Default)]
@@ -122,6 +134,24 @@ struct Inner {
 }
 
 impl MemoryKeyStore {
+    /// One that also keeps what results were made of, to explain what is not found.
+    pub fn with_journal() -> Self {
+        Self {
+            journal: Some(Arc::default()),
+            ..Self::default()
+        }
+    }
+
+    /// Forgets a result that something took away: `by` names it in explanations.
+    pub fn prune(&self, result: &str, by: &str) {
+        let forgotten = self.forget(result);
+        for key in &forgotten.keys {
+            if let Some(journal) = &self.journal {
+                journal.pruned(key, by);
+            }
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,6 +276,9 @@ impl KeyStore for MemoryKeyStore {
     }
 
     fn add(&self, entry: KeyEntry) {
+        if let (Some(journal), Some(noted)) = (&self.journal, &entry.noted) {
+            journal.add(&entry.id, noted);
+        }
         let mut inner = self.lock();
         for (from, link) in entry.links {
             inner.link(from, link.to_text(), entry.id.clone());
@@ -255,6 +288,11 @@ impl KeyStore for MemoryKeyStore {
 
     fn release(&self, result: &str) {
         self.forget(result);
+    }
+
+    fn journal(&self) -> Option<Arc<dyn Journal>> {
+        let journal = self.journal.clone()?;
+        Some(journal)
     }
 }
 
@@ -287,11 +325,13 @@ mod tests {
             id: a.clone(),
             links: vec![],
             result: result("one"),
+            noted: None,
         });
         store.add(KeyEntry {
             id: b.clone(),
             links: vec![(a.clone(), link.clone())],
             result: result("two"),
+            noted: None,
         });
         assert_eq!(store.links(&a, &link), std::slice::from_ref(&b));
         store.release("one");

@@ -48,12 +48,17 @@
 mod core;
 mod driver;
 mod error;
+mod explain;
 mod job;
 mod keys;
 mod shared;
 mod vertex;
 
 pub use error::{OpError, SolveError, error_chain};
+pub use explain::{
+    Cause, Description, Explanation, FileChange, FileChangeKind, FileEntry, FileList, Journal,
+    MAX_FILES, MemoryJournal, Note, NoteInput, Noted, Part, Pruned, without_position,
+};
 pub use job::{Job, MemoryResults, Solver, SolverConfig};
 pub use keys::{CacheResult, Forgotten, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
 pub use oci_spec::image::Digest;

@@ -1,11 +1,14 @@
 //! What an operation and the solver share about a vertex: who needs it, and who listens.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use cooper_progress::{Event, Sink};
+use cooper_progress::{Event, Sink, VertexStatus};
+use oci_spec::image::Digest;
 
-use crate::{Domain, Vertex};
+use crate::{Domain, Explanation, Vertex};
 
 pub(crate) type JobId = u64;
 
@@ -16,6 +19,8 @@ pub(crate) struct Shared<D: Domain> {
 
 struct State<D: Domain> {
     members: Vec<Member<D>>,
+    /// Why it was carried out, when somebody asked.
+    explanation: Option<Arc<Explanation>>,
     shown: cooper_progress::Vertex,
 }
 
@@ -30,6 +35,32 @@ struct Member<D: Domain> {
     id: JobId,
     job: Arc<D::Job>,
     sink: Arc<dyn Sink>,
+    explained: Arc<Explained>,
+}
+
+/// What a job wants to know of why things are not cached, and what it was told.
+#[derive(Default)]
+pub(crate) struct Explained {
+    pub(crate) wanted: AtomicBool,
+    /// The digests of the operations of its graphs.
+    pub(crate) operations: Mutex<HashSet<Digest>>,
+    pub(crate) told: Mutex<Vec<Arc<Explanation>>>,
+}
+
+impl Explained {
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_operations<'a>(&self, digests: impl Iterator<Item = &'a Digest>) {
+        if self.is_wanted() {
+            let mut all = self
+                .operations
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            all.extend(digests.cloned());
+        }
+    }
 }
 
 impl<D: Domain> Shared<D> {
@@ -54,6 +85,7 @@ impl<D: Domain> Shared<D> {
             vertex,
             state: Mutex::new(State {
                 members: Vec::new(),
+                explanation: None,
                 shown,
             }),
         }
@@ -73,13 +105,73 @@ impl<D: Domain> Shared<D> {
     }
 
     /// A job that comes later is told what the vertex is like now.
-    pub(crate) fn join(&self, id: JobId, job: Arc<D::Job>, sink: Arc<dyn Sink>) {
+    pub(crate) fn join(
+        &self,
+        id: JobId,
+        job: Arc<D::Job>,
+        sink: Arc<dyn Sink>,
+        explained: Arc<Explained>,
+    ) {
         let mut state = self.lock();
         if state.members.iter().any(|member| member.id == id) {
             return;
         }
         sink.emit(Event::Vertex(state.shown.clone()));
-        state.members.push(Member { id, job, sink });
+        state.members.push(Member {
+            id,
+            job,
+            sink,
+            explained,
+        });
+    }
+
+    /// The operation of the vertex is known.
+    pub(crate) fn note_operation(&self, digest: &Digest) {
+        for member in &self.lock().members {
+            member.explained.note_operations(std::iter::once(digest));
+        }
+    }
+
+    /// The digests of the operations in the graphs of those who want an explanation; `None`
+    /// when nobody does.
+    pub(crate) fn operations(&self) -> Option<HashSet<Digest>> {
+        let state = self.lock();
+        let mut all = None;
+        for member in state.members.iter().filter(|m| m.explained.is_wanted()) {
+            let operations = member.explained.operations.lock();
+            let operations = operations.unwrap_or_else(PoisonError::into_inner);
+            all.get_or_insert_with(HashSet::new)
+                .extend(operations.iter().cloned());
+        }
+        all
+    }
+
+    pub(crate) fn explanation(&self) -> Option<Arc<Explanation>> {
+        self.lock().explanation.clone()
+    }
+
+    /// Tells those who want to know.
+    pub(crate) fn explain(&self, explanation: Explanation) {
+        let explanation = Arc::new(explanation);
+        let mut state = self.lock();
+        state.explanation = Some(explanation.clone());
+        let now = Some(SystemTime::now());
+        for member in state.members.iter().filter(|m| m.explained.is_wanted()) {
+            // Clients show a part of a vertex's work by its id.
+            member.sink.emit(Event::Status(VertexStatus {
+                id: explanation.to_string(),
+                vertex: self.vertex.digest.clone(),
+                name: String::new(),
+                current: 0,
+                total: 0,
+                timestamp: SystemTime::now(),
+                started: now,
+                completed: now,
+            }));
+            let told = member.explained.told.lock();
+            let mut told = told.unwrap_or_else(PoisonError::into_inner);
+            told.push(explanation.clone());
+        }
     }
 
     /// A job that goes while the vertex is at work sees it end.

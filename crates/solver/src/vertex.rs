@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use cooper_progress::{ProgressGroup, VertexProgress};
 use oci_spec::image::Digest;
 
-use crate::{OpError, shared::Shared};
+use crate::{Description, FileList, OpError, shared::Shared};
 
 /// What a user of the solver decides: what results are, and what a job brings along.
 pub trait Domain: Send + Sync + Sized + 'static {
@@ -65,6 +65,13 @@ pub trait Op<D: Domain>: Send + Sync {
     /// and so on until a map says that it is the last one: each gives further keys.
     async fn cache_map(&self, cx: &OpContext<D>, index: usize) -> Result<CacheMap<D>, OpError>;
 
+    /// What the operation is, in parts that a user knows, to tell later why it was not found
+    /// in the cache. Asked after [`cache_map`](Self::cache_map), and only when it is carried
+    /// out. `None`: nobody is told.
+    fn describe(&self) -> Option<Description> {
+        None
+    }
+
     /// Carries it out: one output for each that the operation has.
     async fn execute(
         &self,
@@ -105,6 +112,13 @@ impl<D: Domain> Default for CacheDep<D> {
 pub trait ContentKey<D: Domain>: Send + Sync {
     /// The digest of what the operation sees of `input`.
     async fn content_key(&self, cx: &OpContext<D>, input: &D::Output) -> Result<Digest, OpError>;
+
+    /// The files behind that key, to tell later which of them changed. Asked after
+    /// [`content_key`](Self::content_key), and only when the operation is carried out.
+    async fn files(&self, cx: &OpContext<D>, input: &D::Output) -> Option<FileList> {
+        let _ = (cx, input);
+        None
+    }
 }
 
 /// What an operation may know of the world while it runs.

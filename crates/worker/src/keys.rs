@@ -1,9 +1,12 @@
 //! The solver's keys in the metadata store.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cooper_solver::{CacheResult, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
+use cooper_solver::{CacheResult, Journal, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
 use cooper_store::{Store, StoreError, Table};
+
+use crate::journal::{StoredJournal, write_pruned};
 
 /// `FROM LINK TO`, none of which has a space in it.
 const LINKS: Table<()> = Table::new("solver.links");
@@ -15,6 +18,7 @@ const RESULTS: Table<u64> = Table::new("solver.results");
 pub struct StoredKeys {
     memory: MemoryKeyStore,
     store: Store,
+    journal: Arc<StoredJournal>,
 }
 
 impl StoredKeys {
@@ -38,7 +42,36 @@ impl StoredKeys {
                 memory.load_result(KeyId::new(key), result);
             }
         }
-        Ok(Self { memory, store })
+        let journal = Arc::new(StoredJournal::new(store.clone()));
+        Ok(Self {
+            memory,
+            store,
+            journal,
+        })
+    }
+
+    /// Forgets a result that is no more, and the keys that nothing hangs on any more. `by`
+    /// names what took it, if something did: explanations say so.
+    pub fn removed(&self, result: &str, by: Option<&str>) {
+        let forgotten = self.memory.forget(result);
+        if forgotten.keys.is_empty() && forgotten.links.is_empty() {
+            return;
+        }
+        let (result, by) = (result.to_owned(), by.map(str::to_owned));
+        self.write(move |tx| {
+            for key in &forgotten.keys {
+                tx.delete(&RESULTS, &result_row(&result, key))?;
+                if let Some(by) = &by
+                    && let Err(error) = write_pruned(tx, key, by)
+                {
+                    tracing::warn!(%error, "what pruned a result is not written");
+                }
+            }
+            for (from, link, to) in &forgotten.links {
+                tx.delete(&LINKS, &link_row(from, link, to))?;
+            }
+            Ok(())
+        });
     }
 
     fn write<F>(&self, function: F)
@@ -71,6 +104,8 @@ impl KeyStore for StoredKeys {
 
     fn add(&self, entry: KeyEntry) {
         self.memory.add(entry.clone());
+        let noted = entry.noted.clone();
+        let note = noted.map(|noted| self.journal.writing(&entry.id, noted));
         self.write(move |tx| {
             for (from, link) in &entry.links {
                 tx.put(&LINKS, &link_row(from, &link.to_text(), &entry.id), &())?;
@@ -81,25 +116,21 @@ impl KeyStore for StoredKeys {
                 .duration_since(SystemTime::UNIX_EPOCH);
             let nanos = since.unwrap_or_default().as_nanos();
             let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-            tx.put(&RESULTS, &result_row(&entry.result.id, &entry.id), &nanos)
+            tx.put(&RESULTS, &result_row(&entry.result.id, &entry.id), &nanos)?;
+            // The key is worth more than what explains it.
+            if let Some(Err(error)) = note.map(|write| write(tx)) {
+                tracing::warn!(%error, "what a result was made of is not written");
+            }
+            Ok(())
         });
     }
 
     fn release(&self, result: &str) {
-        let forgotten = self.memory.forget(result);
-        if forgotten.keys.is_empty() && forgotten.links.is_empty() {
-            return;
-        }
-        let result = result.to_owned();
-        self.write(move |tx| {
-            for key in &forgotten.keys {
-                tx.delete(&RESULTS, &result_row(&result, key))?;
-            }
-            for (from, link, to) in &forgotten.links {
-                tx.delete(&LINKS, &link_row(from, link, to))?;
-            }
-            Ok(())
-        });
+        self.removed(result, None);
+    }
+
+    fn journal(&self) -> Option<Arc<dyn Journal>> {
+        Some(self.journal.clone())
     }
 }
 
@@ -139,6 +170,7 @@ mod tests {
                 id: to.clone(),
                 links: vec![(from.clone(), link.clone())],
                 result: result.clone(),
+                noted: None,
             });
         }
         {

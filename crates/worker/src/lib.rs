@@ -35,6 +35,7 @@ mod controller;
 mod error;
 mod filter;
 mod id;
+mod journal;
 mod keys;
 mod platforms;
 mod register;

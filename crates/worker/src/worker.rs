@@ -14,7 +14,7 @@ use cooper_progress::Limits;
 use cooper_proto::pb;
 use cooper_registry::Registry;
 use cooper_snapshot::{Kind, Snapshotter};
-use cooper_solver::{KeyStore, Solver, SolverConfig};
+use cooper_solver::{Solver, SolverConfig};
 use cooper_source::{
     GitSource, HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry,
 };
@@ -163,7 +163,7 @@ impl Worker {
             .map(Arc::new)
             .map_err(WorkerError::open("the cache keys", &dir))?;
         let gone = keys.clone();
-        cache.on_removed(move |id| gone.release(id.as_str()));
+        cache.on_removed(move |id, by| gone.removed(id.as_str(), by));
         let solver = Solver::new(SolverConfig {
             keys,
             results: Arc::new(CachedResults::new(cache.clone())),

@@ -48,7 +48,7 @@ async fn nobody_holds_it_and_nobody_keeps_it() {
     let id = waste.id().clone();
     let removed = Arc::new(std::sync::Mutex::new(Vec::new()));
     let told = removed.clone();
-    cache.on_removed(move |id| told.lock().unwrap().push(id.clone()));
+    cache.on_removed(move |id, _| told.lock().unwrap().push(id.clone()));
     let other = waste.clone();
     drop(waste);
     assert!(is_there(&cache, &id).await, "a clone holds it");

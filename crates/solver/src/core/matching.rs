@@ -1,8 +1,10 @@
 //! From the keys of inputs to the keys of an edge, and edges that turn out to be the same.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::{Content, Core, EdgeId, Want};
+use super::{Content, Core, EdgeId, InputState, VertexId, Want};
+use crate::explain::{Note, Noted};
 use crate::keys::{CacheResult, KeyEntry, KeyId, Link};
 
 impl<O: Clone, E: Clone> Core<O, E> {
@@ -324,14 +326,68 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let from_kept = all.filter(|(key, _)| !self.pending_of.contains_key(key));
             links.extend(from_kept);
         }
+        let noted = self.noted(id);
         for key in ids {
             self.keys.add(KeyEntry {
                 id: key.clone(),
                 links: links.clone(),
                 result: result.clone(),
+                noted: noted.clone(),
             });
             self.forget_pending(&key);
         }
+    }
+
+    /// What an edge is made of whose vertex was carried out just now.
+    fn noted(&self, id: EdgeId) -> Option<Arc<Noted>> {
+        let vertex = self.edge(id).vertex;
+        let (_, draft) = self.draft.as_ref().filter(|(of, _)| *of == vertex)?;
+        let mut note = Note {
+            name: draft.name.clone(),
+            digest: draft.digest.clone(),
+            description: draft.description.clone(),
+            inputs: Vec::new(),
+            pruned: None,
+        };
+        let inputs = self.inputs(vertex);
+        for (index, input) in inputs.iter().enumerate() {
+            for key in &input.keys {
+                note.add_key(index, key, false);
+            }
+            if let Some(key) = &input.content {
+                note.add_key(index, key, true);
+            }
+        }
+        let files = draft.files.iter().filter_map(|(index, files)| {
+            let content = inputs.get(*index)?.content.clone()?;
+            Some((content, files.clone()))
+        });
+        let files = files.collect();
+        Some(Arc::new(Noted { note, files }))
+    }
+
+    /// What is known of the inputs of a vertex that has an edge.
+    pub(crate) fn inputs(&self, vertex: VertexId) -> Vec<InputState> {
+        let state = self.vertex(vertex);
+        let Some(edge) = state.edges.values().next() else {
+            return Vec::new();
+        };
+        let deps = self.edge(*edge).deps.iter().zip(&state.content);
+        deps.map(|(dep, content)| {
+            let input = self.find(dep.edge);
+            let anew = self.built_anew(input);
+            let input = self.edge(input);
+            InputState {
+                vertex: input.vertex,
+                keys: input.ids.clone(),
+                counts: !anew && !input.valid.is_empty(),
+                content: match content {
+                    Content::Known(key) => Some(key.clone()),
+                    _ => None,
+                },
+            }
+        })
+        .collect()
     }
 
     /// A key is not of this edge any more.

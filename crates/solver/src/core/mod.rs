@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
+use crate::explain::Draft;
 use crate::keys::{CacheResult, KeyId, KeyStore, Link};
 use crate::shared::JobId;
 
@@ -86,8 +87,8 @@ pub(crate) enum Outcome<O, E> {
     ContentKey(Digest),
     /// `None`: the result is gone.
     Loaded(Option<O>),
-    /// Each output, with the name under which it was kept.
-    Executed(Vec<(O, Option<CacheResult>)>),
+    /// Each output, with the name under which it was kept, and what it is made of.
+    Executed(Vec<(O, Option<CacheResult>)>, Option<Box<Draft>>),
     Failed(E),
 }
 
@@ -210,6 +211,18 @@ pub(crate) struct Core<O, E> {
     next: u64,
     /// What to say of an output that a vertex does not have.
     missing: Missing<E>,
+    /// What the vertex is made of that was carried out just now: kept with its keys, and not
+    /// held any longer.
+    draft: Option<(VertexId, Box<Draft>)>,
+}
+
+/// What is known of an input of a vertex.
+pub(crate) struct InputState {
+    pub(crate) vertex: VertexId,
+    pub(crate) keys: Vec<KeyId>,
+    /// Whether any of the keys counts ([`EdgeState::valid`]).
+    pub(crate) counts: bool,
+    pub(crate) content: Option<KeyId>,
 }
 
 pub(crate) type Missing<E> = Box<dyn Fn(&Digest, usize, usize) -> E + Send>;
@@ -233,6 +246,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             commands: Vec::new(),
             next: 1,
             missing,
+            draft: None,
         }
     }
 

@@ -36,8 +36,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
                     }
                 }
             }
-            (Task::Execute(vertex), Outcome::Executed(outputs)) => {
+            (Task::Execute(vertex), Outcome::Executed(outputs, draft)) => {
                 self.vertex_mut(vertex).exec = Exec::Done(outputs);
+                self.draft = draft.map(|draft| (vertex, draft));
                 self.enqueue_vertex(vertex);
             }
             (Task::Load(edge, _), Outcome::Failed(error)) => {
@@ -47,7 +48,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
             (kind, Outcome::Failed(error)) => self.fail_vertex(kind, error),
             (..) => debug_assert!(false, "a task ends with what it was started for"),
         }
-        self.settle()
+        let commands = self.settle();
+        self.draft = None;
+        commands
     }
 
     /// What was found in the cache, and what led to it and is in the cache too: users see all of

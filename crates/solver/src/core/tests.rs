@@ -164,7 +164,7 @@ impl World {
                 self.kept.insert(id.clone(), output.clone());
                 self.clock += 1;
                 let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock);
-                Outcome::Executed(vec![(output, Some(CacheResult { id, created_at }))])
+                Outcome::Executed(vec![(output, Some(CacheResult { id, created_at }))], None)
             }
         };
         let commands = self.core.done(task, outcome);

@@ -1,0 +1,338 @@
+//! Finding the earlier note that is nearest to a vertex, and the first difference.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use oci_spec::image::Digest;
+
+use super::{
+    Cause, Description, Explanation, FileList, Journal, Note, NoteInput, on_input, places, position,
+};
+use crate::keys::KeyId;
+
+/// Notes that are looked at in one place.
+const CANDIDATES: usize = 16;
+/// Steps that are followed towards the sources.
+const MAX_DEPTH: usize = 64;
+
+/// A vertex that has to be carried out.
+pub(crate) struct Miss {
+    pub(crate) vertex: Digest,
+    pub(crate) name: String,
+    /// The digest of the operation.
+    pub(crate) digest: Digest,
+    pub(crate) description: Description,
+    /// Whether the cache is not to be used for it.
+    pub(crate) anew: bool,
+    pub(crate) inputs: Vec<MissInput>,
+    /// The digests of all operations of the build: an earlier step that is one of them did not
+    /// become another one.
+    pub(crate) build: HashSet<Digest>,
+}
+
+/// An input of it as it is now.
+#[derive(Default)]
+pub(crate) struct MissInput {
+    /// The name of its vertex.
+    pub(crate) name: String,
+    /// The digest of its operation.
+    pub(crate) digest: Option<Digest>,
+    pub(crate) description: Option<Description>,
+    pub(crate) keys: Vec<KeyId>,
+    /// Whether results that hang on the keys count: not if it is built anew.
+    pub(crate) counts: bool,
+    /// The key of what the operation sees of it.
+    pub(crate) content: Option<KeyId>,
+    /// The files behind that key.
+    pub(crate) files: Option<FileList>,
+    /// Why it was carried out itself, if it was.
+    pub(crate) explanation: Option<Arc<Explanation>>,
+}
+
+impl MissInput {
+    fn is(&self, earlier: &NoteInput) -> bool {
+        (self.counts && self.keys.iter().any(|key| earlier.has(key)))
+            || (self.content.is_some()
+                && self.content.as_ref().map(KeyId::as_str) == earlier.content.as_deref())
+    }
+}
+
+/// Says why. Reads from the journal: blocks for the disk.
+pub(crate) fn explain(journal: &dyn Journal, miss: &Miss) -> Explanation {
+    let (cause, against) = if miss.anew {
+        (Cause::NoCache, None)
+    } else {
+        match nearest(journal, miss) {
+            None => (Cause::First, None),
+            Some((key, earlier)) => {
+                let cause = Comparison { journal, miss }.cause(&earlier);
+                (cause, Some(key))
+            }
+        }
+    };
+    Explanation {
+        vertex: miss.vertex.clone(),
+        name: miss.name.clone(),
+        cause,
+        against,
+    }
+}
+
+/// The note that has most in common with the vertex.
+fn nearest(journal: &dyn Journal, miss: &Miss) -> Option<(KeyId, Note)> {
+    let mut looked_at = places(&miss.name, &miss.digest, &miss.description);
+    // Steps of other projects have positions, too: it is enough for what has no inputs only.
+    if !miss.inputs.is_empty() {
+        looked_at.truncate(2);
+    }
+    let keys = miss.inputs.iter().flat_map(|input| &input.keys);
+    looked_at.extend(keys.map(|key| on_input(&miss.description, key.as_str())));
+    let mut seen: HashMap<KeyId, (f64, usize, Note)> = HashMap::new();
+    for place in &looked_at {
+        for (age, (key, note)) in journal.at(place, CANDIDATES).into_iter().enumerate() {
+            if seen.contains_key(&key) {
+                continue;
+            }
+            if let Some(score) = score(miss, &note) {
+                seen.insert(key, (score, age, note));
+            }
+        }
+    }
+    let best = seen.into_iter().max_by(|(a_key, a), (b_key, b)| {
+        // The newest among equals: its age is that among its likes, which are in one place.
+        let by_score = a.0.total_cmp(&b.0).then(b.1.cmp(&a.1));
+        by_score.then_with(|| a_key.cmp(b_key))
+    });
+    best.map(|(key, (_, _, note))| (key, note))
+}
+
+/// How near a note is; `None`: it is another step.
+fn score(miss: &Miss, note: &Note) -> Option<f64> {
+    let (now, then) = (&miss.description, &note.description);
+    if now.kind != then.kind {
+        return None;
+    }
+    let mut score = 0.0;
+    if note.digest == miss.digest {
+        score += 1000.0;
+    } else if miss.build.contains(&note.digest) {
+        return None;
+    }
+    let same_subject = now.subject == then.subject;
+    let same_position = position(&miss.name) == position(&note.name);
+    if same_subject {
+        score += 80.0;
+    } else if note.digest != miss.digest && !same_position && likeness(now, then) < 0.3 {
+        return None;
+    }
+    if same_position {
+        score += 20.0;
+    }
+    let inputs = miss.inputs.len().max(note.inputs.len());
+    if inputs > 0 {
+        let pairs = miss.inputs.iter().zip(&note.inputs);
+        let same = pairs.filter(|(now, then)| now.is(then)).count();
+        score += 100.0 * same as f64 / inputs as f64;
+    }
+    let same = now.parts.iter().filter(|part| then.parts.contains(part));
+    let count = now.parts.len().max(then.parts.len()).max(1);
+    Some(score + 20.0 * same.count() as f64 / count as f64 + 10.0 * likeness(now, then))
+}
+
+/// How many words two subjects share, from 0 to 1.
+fn likeness(a: &Description, b: &Description) -> f64 {
+    let words = |text: &'_ str| -> HashSet<String> {
+        let words = text.split(|c: char| !c.is_alphanumeric());
+        let words = words.filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    };
+    let (a, b) = (words(&a.subject), words(&b.subject));
+    let all = a.union(&b).count().max(1);
+    a.intersection(&b).count() as f64 / all as f64
+}
+
+struct Comparison<'a> {
+    journal: &'a dyn Journal,
+    miss: &'a Miss,
+}
+
+impl Comparison<'_> {
+    /// The first difference: steps before it, then what it is itself, then what it sees of
+    /// files.
+    fn cause(&self, earlier: &Note) -> Cause {
+        let pairs = || self.miss.inputs.iter().zip(&earlier.inputs);
+        if self.miss.inputs.len() == earlier.inputs.len() {
+            let changed = pairs().find(|(now, then)| {
+                let by_content = now.content.is_some() || then.content.is_some();
+                !by_content && !now.is(then)
+            });
+            if let Some((now, then)) = changed {
+                return self.input(now, then, earlier);
+            }
+        }
+        let now = &self.miss.description;
+        if let Some(part) = part(now, &earlier.description) {
+            return part;
+        }
+        if let Some((now, then)) = pairs().find(|(now, then)| !now.is(then)) {
+            return self.content(now, then, earlier);
+        }
+        match &earlier.pruned {
+            Some(pruned) => Cause::Pruned(pruned.clone()),
+            None if earlier.digest != self.miss.digest => Cause::Part {
+                name: "the definition of the step".to_owned(),
+                old: None,
+                new: None,
+            },
+            None => Cause::Gone,
+        }
+    }
+
+    /// Why an input has another key than it had for `earlier`.
+    fn input(&self, now: &MissInput, then: &NoteInput, earlier: &Note) -> Cause {
+        let mut keys = then.keys.iter().map(|key| KeyId::new(key));
+        let before = keys.find_map(|key| Some((self.journal.of(&key)?, key)));
+        if now.description.as_ref().is_some_and(|now| now.volatile) {
+            let input = now.name.clone();
+            return Cause::Content { input };
+        }
+        let because = |cause: Cause| because(&now.name, cause);
+        let Some(explanation) = &now.explanation else {
+            return match (self.note(now), before) {
+                (Some(note), Some((before, _))) => self.between(&note, &before, 0),
+                _ => because(Cause::First),
+            };
+        };
+        let cause = &explanation.cause;
+        // It is made again only because it was pruned: so was this one, else it had been found
+        // without its inputs.
+        let again = matches!(cause.root(), Cause::Pruned(_) | Cause::Gone);
+        if let (true, Some(pruned)) = (again, &earlier.pruned) {
+            return Cause::Pruned(pruned.clone());
+        }
+        if let Some((before, key)) = before {
+            let same = now.digest.as_ref() == Some(&before.digest);
+            let replaced = explanation.against.as_ref() == Some(&key);
+            if !same && !replaced && !matches!(cause, Cause::First | Cause::NoCache) {
+                return Cause::Order {
+                    before: before.name,
+                    now: now.name.clone(),
+                };
+            }
+        }
+        because(cause.clone())
+    }
+
+    /// What is known of an input that was found in the cache.
+    fn note(&self, now: &MissInput) -> Option<Note> {
+        let known = now.keys.iter().find_map(|key| self.journal.of(key));
+        known.or_else(|| {
+            Some(Note {
+                name: now.name.clone(),
+                digest: now.digest.clone()?,
+                description: now.description.clone()?,
+                inputs: Vec::new(),
+                pruned: None,
+            })
+        })
+    }
+
+    /// What differs between a step and the one that was in its place.
+    fn between(&self, now: &Note, then: &Note, depth: usize) -> Cause {
+        let because = |cause: Cause| because(&now.name, cause);
+        let (description, earlier) = (&now.description, &then.description);
+        let sources = now.inputs.is_empty() && then.inputs.is_empty();
+        let same = now.digest == then.digest
+            || (description.kind == earlier.kind
+                && (sources || description.subject == earlier.subject));
+        if !same || depth >= MAX_DEPTH {
+            return Cause::Order {
+                before: then.name.clone(),
+                now: now.name.clone(),
+            };
+        }
+        let mut pairs = now.inputs.iter().zip(&then.inputs);
+        let changed = pairs.find(|(now, then)| {
+            let known = !now.keys.is_empty() && !then.keys.is_empty();
+            let same_content = now.content.is_some() && now.content == then.content;
+            known && !same_content && !now.keys.iter().any(|key| then.keys.contains(key))
+        });
+        if let Some((now, then)) = changed
+            && now.content.is_none()
+        {
+            let note = |input: &NoteInput| {
+                let mut keys = input.keys.iter();
+                keys.find_map(|key| self.journal.of(&KeyId::new(key)))
+            };
+            if let (Some(now), Some(then)) = (note(now), note(then)) {
+                return self.between(&now, &then, depth + 1);
+            }
+        }
+        if let Some(part) = part(description, earlier) {
+            return because(part);
+        }
+        if let Some((now, then)) = changed
+            && let (Some(now), Some(then)) = (&now.content, &then.content)
+            && let Some(new) = self.journal.files(&KeyId::new(now))
+            && let Some(cause) = self.files(then, &new)
+        {
+            return because(cause);
+        }
+        match &then.pruned {
+            Some(pruned) => because(Cause::Pruned(pruned.clone())),
+            None => because(Cause::Gone),
+        }
+    }
+
+    /// Why the operation sees something else of an input.
+    fn content(&self, now: &MissInput, then: &NoteInput, earlier: &Note) -> Cause {
+        let files = || {
+            let then = then.content.as_ref()?;
+            self.files(then, now.files.as_ref()?)
+        };
+        match &now.explanation {
+            Some(_) => self.input(now, then, earlier),
+            None => files().unwrap_or_else(|| match now.content.is_some() {
+                true => Cause::Content {
+                    input: now.name.clone(),
+                },
+                false => self.input(now, then, earlier),
+            }),
+        }
+    }
+
+    fn files(&self, then: &str, now: &FileList) -> Option<Cause> {
+        let old = self.journal.files(&KeyId::new(then))?;
+        let (change, more) = FileList::difference(&old, now)?;
+        Some(Cause::File { change, more })
+    }
+}
+
+/// What a change of the step `step` is to those after it. Of several steps the first one that
+/// changed is named.
+fn because(step: &str, cause: Cause) -> Cause {
+    match cause {
+        Cause::Input { .. } => cause,
+        cause => Cause::Input {
+            step: step.to_owned(),
+            root: Arc::new(cause),
+        },
+    }
+}
+
+/// The first part that differs.
+fn part(now: &Description, then: &Description) -> Option<Cause> {
+    let changed = |name: &str, old: Option<&str>, new: Option<&str>| Cause::Part {
+        name: name.to_owned(),
+        old: old.map(str::to_owned),
+        new: new.map(str::to_owned),
+    };
+    for part in &now.parts {
+        match then.get(&part.name) {
+            Some(old) if old == part.value => {}
+            old => return Some(changed(&part.name, old, Some(&part.value))),
+        }
+    }
+    let gone = then.parts.iter().find(|part| now.get(&part.name).is_none());
+    gone.map(|part| changed(&part.name, Some(&part.value), None))
+}
