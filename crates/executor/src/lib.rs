@@ -59,6 +59,7 @@ pub use machine::{Common, Machine};
 pub use path::{check_root, make_cwd, real_path};
 pub use process::{Exit, Input, Output, Process, TtySize};
 pub use resolv::{DnsConfig, resolv_conf, resolv_conf_of_host};
+pub use seccomp::OtherCalls;
 pub use spec::{SpecContext, exec_process, oci_spec};
 pub use stubs::MountStubs;
 pub use user::{User, find_user};

@@ -8,8 +8,8 @@ use cooper_sys::cgroup::Hierarchies;
 use cooper_sys::userns::{self, Mapped};
 
 use crate::{
-    Bundle, Capabilities, ContainerSpec, DnsConfig, ExecError, NetworkMode, SecurityMode,
-    SpecContext, User, hosts_file, resolv_conf, resolv_conf_of_host,
+    Bundle, Capabilities, ContainerSpec, DnsConfig, ExecError, NetworkMode, OtherCalls,
+    SecurityMode, SpecContext, User, hosts_file, resolv_conf, resolv_conf_of_host,
 };
 
 /// How many loop devices BuildKit gives an unconfined container beyond those in use.
@@ -20,8 +20,8 @@ const SPARE_LOOPS: u32 = 8;
 pub struct Machine {
     hierarchies: Arc<Hierarchies>,
     capabilities: Capabilities,
-    /// Whether the kernel filters system calls.
-    seccomp: bool,
+    /// Where the kernel filters system calls, what it takes of those of other architectures.
+    seccomp: Option<OtherCalls>,
     /// The users that there are, in a user namespace.
     mapped: Option<Mapped>,
 }
@@ -59,7 +59,9 @@ impl Machine {
         Ok(Self {
             hierarchies: Arc::new(hierarchies),
             capabilities: Capabilities::effective(&status),
-            seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
+            seccomp: Path::new("/proc/sys/kernel/seccomp")
+                .exists()
+                .then(OtherCalls::of_kernel),
             mapped,
         })
     }

@@ -12,8 +12,8 @@ use oci_spec::runtime::{
 };
 
 use crate::{
-    Capabilities, ContainerSpec, DEFAULT_HOSTNAME, ExecError, Process, Resources, SecurityMode,
-    TtySize, Ulimit, User, devices, rootless, seccomp,
+    Capabilities, ContainerSpec, DEFAULT_HOSTNAME, ExecError, OtherCalls, Process, Resources,
+    SecurityMode, TtySize, Ulimit, User, devices, rootless, seccomp,
 };
 
 const MASKED: [&str; 11] = [
@@ -96,9 +96,9 @@ pub struct SpecContext {
     pub cgroup_namespace: bool,
     /// The profile of AppArmor for confined containers; empty for none.
     pub apparmor_profile: String,
-    /// Whether the kernel filters system calls (seccomp(2)); confined containers then have a
-    /// filter.
-    pub seccomp: bool,
+    /// Where the kernel filters system calls (seccomp(2)), what it takes of those of other
+    /// architectures; confined containers then have a filter.
+    pub seccomp: Option<OtherCalls>,
     /// How ready the kernel is to kill it for want of memory.
     pub oom_score_adj: Option<i32>,
     /// What an unconfined container gets: all that the daemon has.
@@ -130,7 +130,7 @@ impl SpecContext {
             cgroup_parent: String::new(),
             cgroup_namespace: false,
             apparmor_profile: String::new(),
-            seccomp: false,
+            seccomp: None,
             oom_score_adj: None,
             capabilities: Capabilities::default(),
             loop_devices: 0,
@@ -398,8 +398,8 @@ fn linux(
         .masked_paths::<Vec<String>>(paths(&MASKED))
         .readonly_paths::<Vec<String>>(paths(&READ_ONLY))
         .build()?;
-    if context.seccomp && !insecure {
-        linux.set_seccomp(seccomp::profile(std::env::consts::ARCH)?);
+    if let (Some(others), false) = (context.seccomp, insecure) {
+        linux.set_seccomp(seccomp::profile(std::env::consts::ARCH, others)?);
     }
     linux.set_devices(match insecure {
         true => Some(devices::insecure(context.loop_devices)?),

@@ -15,6 +15,7 @@
 //! # Ok::<_, std::io::Error>(())
 //! ```
 
+pub mod abi;
 pub mod activation;
 pub mod bpf;
 pub mod cgroup;

@@ -26,8 +26,7 @@ pub fn host_platforms() -> Vec<pb::Platform> {
             for variant in amd64_variants() {
                 add("amd64", variant);
             }
-            // The kernel has this file only when it runs 32-bit programs.
-            if Path::new("/proc/sys/abi/vsyscall32").exists() {
+            if cooper_sys::abi::ia32() {
                 add("386", "");
             }
         }
