@@ -6,6 +6,7 @@
 
 mod builders;
 mod report;
+mod turns;
 mod works;
 
 use std::path::{Path, PathBuf};
@@ -81,11 +82,11 @@ fn bench(options: &Options) -> ExitCode {
             if !options.only.is_empty() && !group.iter().any(|work| options.only.contains(work)) {
                 continue;
             }
-            for turn in 0..builders.len() {
-                let number = (run + turn) % builders.len();
-                if !builders[number].does(group[0]) {
-                    continue;
-                }
+            let doing: Vec<_> = (0..builders.len())
+                .filter(|number| builders[*number].does(group[0]))
+                .collect();
+            for turn in turns::order(doing.len(), run) {
+                let number = doing[turn];
                 eprintln!(
                     "bench: run {} of {}, {}, {}",
                     run + 1,
