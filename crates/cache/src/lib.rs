@@ -62,7 +62,7 @@ mod tests;
 mod usage;
 
 pub use contenthash::{
-    ChecksumOptions, EntryKind, FileHasher, FileStat, HashedChange, file_digest,
+    ChecksumOptions, EntryKind, FileHasher, FileStat, HashedChange, ListedFile, file_digest,
 };
 pub use cooper_content::{Descriptor, Digest};
 pub use cooper_snapshot::Mount;

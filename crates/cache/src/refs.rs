@@ -8,7 +8,7 @@ use cooper_content::Digest;
 use cooper_snapshot::{ActiveKey, Mount, SnapshotName};
 use tokio::sync::OnceCell;
 
-use crate::contenthash::ChecksumOptions;
+use crate::contenthash::{ChecksumOptions, ListedFile};
 use crate::core::Shared;
 use crate::error::snapshot;
 use crate::keeper::Message;
@@ -339,6 +339,21 @@ impl LocalRef {
         options: &ChecksumOptions,
     ) -> Result<Digest, CacheError> {
         crate::contenthash::checksum(self, path, options).await
+    }
+
+    /// The files behind a [checksum](Self::checksum) that was computed, at most about `most`:
+    /// where there are more, directories stand for what is in them. `None` when it was not
+    /// computed, or not all of it is known any more: the disk is not looked at.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn list_hashed(
+        &self,
+        path: &Path,
+        options: &ChecksumOptions,
+        most: usize,
+    ) -> Result<Option<Vec<ListedFile>>, CacheError> {
+        crate::contenthash::list(self, path, options, most).await
     }
 
     /// The mounts of the ref below, none when there is none, and those of this one: what the

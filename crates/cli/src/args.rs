@@ -60,6 +60,10 @@ pub(crate) struct BuildArgs {
     /// trace: open it in Perfetto or chrome://tracing.
     #[arg(long, value_name = "FILE", conflicts_with = "addr")]
     pub(crate) trace: Option<PathBuf>,
+    /// Says of each step that is not cached why not: which argument, variable, file or image
+    /// changed, or when it was pruned. Other clients ask by --build-arg COOPER_EXPLAIN=1.
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// Runs every step, whatever the cache holds.
     #[arg(long)]
     pub(crate) no_cache: bool,

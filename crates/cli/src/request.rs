@@ -19,6 +19,8 @@ use crate::{graph, policy};
 
 /// The name of the frontend that reads Dockerfiles.
 const FRONTEND: &str = "dockerfile.v0";
+/// What asks the daemon why steps are not cached.
+const EXPLAIN: &str = "build-arg:COOPER_EXPLAIN";
 /// The right to the machine's network.
 const HOST_NETWORK: &str = "network.host";
 
@@ -74,6 +76,10 @@ pub(crate) fn solve(args: &BuildArgs, context: Option<&Context>) -> Result<Solve
     }
     if !solve.request.frontend.is_empty() {
         frontend(args, &mut solve)?;
+    }
+    if args.explain {
+        let attrs = &mut solve.request.frontend_attrs;
+        attrs.insert(EXPLAIN.to_owned(), "1".to_owned());
     }
     exports(args, &mut solve)?;
     solve.request.cache = Some(CacheOptions {

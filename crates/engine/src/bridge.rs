@@ -17,6 +17,7 @@ use prost::Message as _;
 
 use crate::EngineError;
 use crate::build::Build;
+use crate::engine::is_explained;
 use crate::meta;
 use crate::reference::LazyRef;
 
@@ -46,6 +47,10 @@ impl BuildBridge {
         }
         for import in &request.cache_imports {
             self.refuse_import(import);
+        }
+        // A client that is its own frontend names its options only here.
+        if is_explained(&request.frontend_opts) {
+            self.build.job.explain();
         }
         let result = if !request.frontend.is_empty() {
             let frontend = self.build.engine.frontend(&request.frontend)?;

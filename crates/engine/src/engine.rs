@@ -14,6 +14,7 @@ use cooper_llb::Entitlements;
 use cooper_ops::JobContext;
 use cooper_progress::Sink;
 use cooper_session::{Group, Manager};
+use cooper_solver::Explanation;
 use cooper_worker::{Controller, Worker};
 use futures::FutureExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -195,6 +196,9 @@ impl Engine {
             ended,
             references: Mutex::default(),
         });
+        if is_explained(&request.frontend_attrs) {
+            build.job.explain();
+        }
         let bridge = BuildBridge::new(build.clone());
         let own = request.definition.is_none() && request.frontend.is_empty();
         let (gateway, outcome) = match own {
@@ -214,6 +218,7 @@ impl Engine {
             completed_at: None,
             exporter_response: BTreeMap::new(),
             error: String::new(),
+            explanations: Vec::new(),
         };
         let solver = worker.solver.clone();
         let entered = shared
@@ -236,7 +241,12 @@ impl Engine {
             let input = running.build.evaluate(result).await?;
             export::export(&running.build, &exporters, &input).await
         };
-        let result = built.await;
+        let mut result = built.await;
+        let explanations = running.build.job.explanations();
+        if let (Ok(response), false) = (&mut result, explanations.is_empty()) {
+            response.insert(EXPLANATIONS.to_owned(), explanations_json(&explanations));
+        }
+        running.entered.info.explanations = explanations;
         if let Some(gateway) = gateway {
             gateway.release_containers().await;
         }
@@ -288,6 +298,31 @@ impl Engine {
         self.cancel();
         self.shared.workers.close().await;
     }
+}
+
+/// The build argument by which a client asks why steps are not cached: any client can send it,
+/// and it belongs to no step.
+const EXPLAIN: &str = "build-arg:COOPER_EXPLAIN";
+/// Under which name the answer has them, as JSON.
+const EXPLANATIONS: &str = "cooper.explain";
+
+/// Whether the options of a frontend ask for explanations.
+pub(crate) fn is_explained(options: &BTreeMap<String, String>) -> bool {
+    let value = options.get(EXPLAIN).map(String::as_str);
+    matches!(value, Some("1" | "t" | "T" | "true" | "True" | "TRUE"))
+}
+
+fn explanations_json(explanations: &[Arc<Explanation>]) -> String {
+    let one = |explanation: &Arc<Explanation>| {
+        serde_json::json!({
+            "vertex": explanation.vertex.to_string(),
+            "name": explanation.name,
+            "kind": explanation.cause.kind(),
+            "root": explanation.cause.root().kind(),
+            "cause": explanation.cause.to_string(),
+        })
+    };
+    serde_json::Value::Array(explanations.iter().map(one).collect()).to_string()
 }
 
 /// A build that goes on. The order of the fields is that in which they go: the job ends before

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use cooper_ops::Build as Domain;
-use cooper_solver::Solver;
+use cooper_solver::{Explanation, Solver};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
@@ -37,6 +37,8 @@ pub struct BuildInfo {
     pub exporter_response: BTreeMap<String, String>,
     /// Why it failed; empty when it did not.
     pub error: String,
+    /// Why steps were not found in the cache, if its client asked; known when it has ended.
+    pub explanations: Vec<Arc<Explanation>>,
 }
 
 /// A build began or ended.
@@ -265,6 +267,7 @@ mod tests {
             completed_at: None,
             exporter_response: BTreeMap::new(),
             error: String::new(),
+            explanations: Vec::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use cooper_cache::{ChecksumOptions, LocalRef};
 use cooper_llb::digest_of;
 use cooper_session::pattern;
-use cooper_solver::{ContentKey, Digest, OpContext, OpError};
+use cooper_solver::{ContentKey, Digest, FileEntry, FileList, MAX_FILES, OpContext, OpError};
 use futures::future::try_join_all;
 
 use crate::OpsError;
@@ -35,6 +35,15 @@ pub struct Selector {
 }
 
 impl Selector {
+    fn options(&self) -> ChecksumOptions {
+        ChecksumOptions {
+            follow_links: self.follow_links,
+            wildcard: self.wildcard,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+        }
+    }
+
     fn is_plain(&self) -> bool {
         let filters = [&self.include, &self.exclude, &self.required];
         !self.wildcard && filters.iter().all(|filter| filter.is_empty())
@@ -87,7 +96,33 @@ pub(crate) struct ContentHash {
     pub(crate) selectors: Vec<Selector>,
 }
 
+/// A list of fewer files says nothing.
+const FEW_FILES: usize = 16;
+
 impl ContentHash {
+    async fn list(&self, local: &LocalRef, most: usize) -> Option<Vec<FileEntry>> {
+        let all = [Selector::default()];
+        let selectors = match self.selectors.as_slice() {
+            [] => all.as_slice(),
+            selectors => selectors,
+        };
+        let most = most / selectors.len();
+        let mut found: Vec<FileEntry> = Vec::new();
+        for selector in selectors {
+            let path = pattern::clean(&format!("/{}", selector.path));
+            let options = selector.options();
+            let listed = local.list_hashed(Path::new(&path), &options, most);
+            let listed = listed.await.ok().flatten()?;
+            found.extend(listed.into_iter().map(|file| FileEntry {
+                path: file.path,
+                digest: file.digest,
+                mode: file.mode,
+                closed: file.closed,
+            }));
+        }
+        Some(found)
+    }
+
     async fn checksum(
         &self,
         input: Option<&LocalRef>,
@@ -118,13 +153,7 @@ impl ContentHash {
             };
             checksum(required, options).await?;
         }
-        let options = ChecksumOptions {
-            follow_links: selector.follow_links,
-            wildcard: selector.wildcard,
-            include: selector.include.clone(),
-            exclude: selector.exclude.clone(),
-        };
-        checksum(path, options).await
+        checksum(path, selector.options()).await
     }
 }
 
@@ -141,6 +170,21 @@ impl ContentKey<Build> for ContentHash {
             try_join_all(selectors.iter().map(|s| self.checksum(local.as_ref(), s))).await?;
         let texts: Vec<_> = digests.iter().map(Digest::as_ref).collect();
         Ok(digest_of(texts.join("\0").as_bytes()))
+    }
+
+    async fn files(&self, _: &OpContext<Build>, input: &Output) -> Option<FileList> {
+        // It was brought to disk for its key.
+        let local = input.as_ref()?.local()?;
+        let mut most = MAX_FILES;
+        // Long names leave room for fewer.
+        while most >= FEW_FILES {
+            let list = self.list(&local, most).await?;
+            if let Some(list) = FileList::new(list) {
+                return Some(list);
+            }
+            most /= 4;
+        }
+        None
     }
 }
 

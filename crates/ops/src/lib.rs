@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod content;
+mod describe;
 mod env;
 mod error;
 mod exec;

@@ -12,21 +12,31 @@ use cooper_layer::{CompressionOptions, ExportContext, export, pack};
 use cooper_llb::digest_of;
 use cooper_llb::gojson::{Object, Value};
 use cooper_proto::pb;
-use cooper_solver::{CacheDep, CacheMap, Digest, Op, OpContext, OpError};
+use cooper_solver::{CacheDep, CacheMap, Description, Digest, Op, OpContext, OpError, Vertex};
 
-use crate::OpsError;
 use crate::env::{Build, Env, InputVertices, Output, localize, sessions};
+use crate::{OpsError, describe};
 
 const MERGE: &str = "buildkit.merge.v0";
 const DIFF: &str = "buildkit.diff.v0";
 
-/// BuildKit's digest of an operation that has only numbers of inputs in it.
-fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
-    let text = Object::write(|object| {
+/// BuildKit's text of an operation that has only numbers of inputs in it.
+fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
+    Object::write(|object| {
         object.field("Type", kind);
         object.field(name, op);
-    });
-    digest_of(text.as_bytes())
+    })
+}
+
+/// The digest of it.
+fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
+    digest_of(text(kind, name, op).as_bytes())
+}
+
+fn described(kind: &str, text: &str, vertex: &Vertex<Build>) -> Description {
+    let mut description = describe::begin(kind, vertex);
+    describe::other(text, &mut description);
+    description
 }
 
 fn cache_map(digest: Digest, inputs: usize) -> CacheMap<Build> {
@@ -89,6 +99,11 @@ impl Op<Build> for MergeOp {
             digest(MERGE, "Merge", &self.op),
             self.layers.inputs.len(),
         ))
+    }
+
+    fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
+        let text = text(MERGE, "Merge", &self.op);
+        Some(described("merge", &text, vertex))
     }
 
     async fn execute(
@@ -173,6 +188,11 @@ impl Op<Build> for DiffOp {
             digest(DIFF, "Diff", &self.op),
             self.layers.inputs.len(),
         ))
+    }
+
+    fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
+        let text = text(DIFF, "Diff", &self.op);
+        Some(described("diff", &text, vertex))
     }
 
     async fn execute(

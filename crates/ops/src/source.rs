@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_llb::digest_of;
-use cooper_solver::{CacheMap, Digest, Op, OpContext, OpError};
+use cooper_solver::{CacheMap, Description, Digest, Op, OpContext, OpError, Vertex};
 use cooper_source::Instance;
 
 use crate::env::{Env, Output, source_context};
@@ -44,6 +44,19 @@ impl Op<Build> for SourceOp {
             deps: Vec::new(),
             last: key.last,
         })
+    }
+
+    fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
+        let Some(facts) = self.instance.facts() else {
+            let mut description = Description::new("source", &vertex.name);
+            description.volatile = true;
+            return Some(description);
+        };
+        let mut description = Description::new(facts.kind, &facts.subject);
+        for (name, value) in &facts.facts {
+            description.part(*name, value);
+        }
+        Some(description)
     }
 
     async fn execute(&self, cx: &OpContext<Build>, _: &[Output]) -> Result<Vec<Output>, OpError> {

@@ -252,7 +252,7 @@ impl<D: Domain> Driver<D> {
     fn miss(&self, vertex: VertexId, entry: &Entry<D>) -> Option<Miss> {
         self.journal.as_ref()?;
         let build = entry.shared.operations()?;
-        let description = entry.shared.vertex.op.describe()?;
+        let description = entry.shared.vertex.describe()?;
         if description.volatile {
             return None;
         }
@@ -263,7 +263,7 @@ impl<D: Domain> Driver<D> {
             MissInput {
                 name: shared.map_or_else(String::new, |shared| shared.vertex.name.clone()),
                 digest: map.map(|map| map.digest.clone()),
-                description: shared.and_then(|shared| shared.vertex.op.describe()),
+                description: shared.and_then(|shared| shared.vertex.describe()),
                 keys: input.keys,
                 counts: input.counts,
                 content: input.content,
@@ -430,7 +430,7 @@ impl<D: Domain> Runner<D> {
     async fn draft(&self, inputs: &[D::Output]) -> Option<Box<Draft>> {
         self.journal.as_ref()?;
         let (vertex, map) = (&self.cx.shared.vertex, self.map.as_ref()?);
-        let description = vertex.op.describe()?;
+        let description = vertex.describe()?;
         if description.volatile {
             return None;
         }

@@ -40,6 +40,12 @@ pub struct Vertex<D: Domain> {
     pub options: VertexOptions,
 }
 
+impl<D: Domain> Vertex<D> {
+    pub(crate) fn describe(&self) -> Option<Description> {
+        self.op.describe(self)
+    }
+}
+
 /// How a vertex is built, besides what it does.
 #[derive(Clone, Debug, Default)]
 pub struct VertexOptions {
@@ -68,7 +74,8 @@ pub trait Op<D: Domain>: Send + Sync {
     /// What the operation is, in parts that a user knows, to tell later why it was not found
     /// in the cache. Asked after [`cache_map`](Self::cache_map), and only when it is carried
     /// out. `None`: nobody is told.
-    fn describe(&self) -> Option<Description> {
+    fn describe(&self, vertex: &Vertex<D>) -> Option<Description> {
+        let _ = vertex;
         None
     }
 

@@ -34,6 +34,6 @@ pub use http::HttpSource;
 pub use image::{ImageResolver, ImageSource, ResolveMode, ResolvedConfig};
 pub use local::LocalSource;
 pub use source::{
-    CacheKey, ChecksumAlgorithm, ChecksumRequest, GitMetadata, HttpMetadata, Identifier, Instance,
-    Metadata, MetadataRequest, Source, SourceContext, SourceRegistry,
+    CacheKey, ChecksumAlgorithm, ChecksumRequest, Facts, GitMetadata, HttpMetadata, Identifier,
+    Instance, Metadata, MetadataRequest, Source, SourceContext, SourceRegistry,
 };

@@ -237,6 +237,7 @@ impl Watch for Seen {
                 path: rooted(path),
                 kind: kind(stat),
                 digest: digest_from(&digest),
+                mode: FileStat::from(stat).permissions(),
             },
             Change::Removed { path } => HashedChange::Delete { path: rooted(path) },
             _ => return,

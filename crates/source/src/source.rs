@@ -158,6 +158,19 @@ pub struct HttpMetadata {
     pub requested: Option<String>,
 }
 
+/// What an identifier says and what it was found to stand for, in words that a user knows:
+/// from the difference between two of them follows what changed. No secret is among them, and
+/// no address has credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// `image`, `git`, `http`.
+    pub kind: &'static str,
+    /// The image, the repository, the address, whatever its content is.
+    pub subject: String,
+    /// Names and values, what says most first.
+    pub facts: Vec<(&'static str, String)>,
+}
+
 /// What one identifier of one build stands for.
 #[async_trait]
 pub trait Instance: Send + Sync {
@@ -167,6 +180,12 @@ pub trait Instance: Send + Sync {
     /// # Cancel safety
     /// Dropping the future gives up a request and nothing else.
     async fn cache_key(&self, cx: &SourceContext, index: usize) -> Result<CacheKey, SourceError>;
+
+    /// What is known of it, after [`cache_key`](Self::cache_key). `None` for what is never the
+    /// same, such as files that a client sends.
+    fn facts(&self) -> Option<Facts> {
+        None
+    }
 
     /// Brings it; `None` when there are no files at all.
     ///

@@ -241,7 +241,7 @@ mod tests {
                 }],
                 pruned: None,
             },
-            files: vec![(content.clone(), FileList::new([entry]))],
+            files: vec![(content.clone(), FileList::new([entry]).unwrap())],
         })
     }
 

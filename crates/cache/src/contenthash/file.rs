@@ -110,8 +110,8 @@ impl FileStat {
         }
     }
 
-    /// Mode bits as tar has them.
-    fn tar_mode(&self) -> u32 {
+    /// The permissions as chmod(2) has them, at most `0o7777`.
+    pub fn permissions(&self) -> u32 {
         let special = [
             (go::SETUID, 0o4000),
             (go::SETGID, 0o2000),
@@ -135,7 +135,7 @@ impl FileHasher {
         // Names and values without anything between them, the name of the file empty.
         hash.update(format!(
             "namemode{}uid{}gid{}size{size}typeflag{flag}linkname",
-            stat.tar_mode(),
+            stat.permissions(),
             stat.uid,
             stat.gid,
         ));

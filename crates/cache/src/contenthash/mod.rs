@@ -7,6 +7,7 @@
 
 mod cache;
 mod file;
+mod listing;
 mod saved;
 mod scan;
 mod select;
@@ -23,6 +24,8 @@ use cooper_snapshot::Mount;
 
 pub(crate) use cache::HashCache;
 pub use file::{FileHasher, FileStat, file_digest};
+pub use listing::ListedFile;
+pub(crate) use listing::list;
 pub(crate) use tree::Tree;
 pub use tree::{EntryKind, HashedChange};
 
@@ -67,12 +70,7 @@ pub(crate) async fn checksum(
     options: &ChecksumOptions,
 ) -> Result<Digest, CacheError> {
     let shared = local.shared();
-    let id = local.read(|entry| match &entry.record.state {
-        // What is sealed over a snapshot has the hashes of who wrote it.
-        Stage::Sealed { origin } => origin.clone(),
-        _ => local.id().clone(),
-    });
-    let slot = shared.hashes.get(&id)?;
+    let slot = slot(local)?;
     // What is known of a small tree needs no thread and no mount.
     // The lock ends with the block: the thread takes it.
     let at_once = {
@@ -101,6 +99,16 @@ pub(crate) async fn checksum(
         Err(Failure::Cache(error)) => Err(error),
         Err(Failure::NeedsDisk) => Err(CacheError::Closed),
     }
+}
+
+/// Where the hashes of a ref are.
+fn slot(local: &LocalRef) -> Result<Arc<cache::Slot>, CacheError> {
+    let id = local.read(|entry| match &entry.record.state {
+        // What is sealed over a snapshot has the hashes of who wrote it.
+        Stage::Sealed { origin } => origin.clone(),
+        _ => local.id().clone(),
+    });
+    local.shared().hashes.get(&id)
 }
 
 /// Runs on a thread that may block; with `mounts` it can look at the disk.

@@ -25,6 +25,10 @@ pub(crate) fn write(tree: &Tree) -> String {
             Kind::Directory { header, .. } => digest(&mut text, header.as_ref()),
             Kind::File => {}
         }
+        // At the end, where those who do not know it do not look.
+        if let Some(mode) = node.mode {
+            let _ = write!(text, " {mode:o}");
+        }
         text.push('\n');
     }
     text
@@ -71,7 +75,10 @@ pub(crate) fn read(text: &str) -> Option<Tree> {
             },
             _ => return None,
         };
-        nodes.insert(key, Node { kind, digest });
+        let mode = fields
+            .next()
+            .and_then(|mode| u16::from_str_radix(mode, 8).ok());
+        nodes.insert(key, Node { kind, digest, mode });
     }
     nodes
         .contains_key(&Key::new())

@@ -270,7 +270,7 @@ impl Scan {
         let cancelled = self.cancelled.clone();
         let disk = self.disk()?;
         let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(usize, Raw)>, CacheError> {
+        let work = || -> Result<Vec<(usize, Hashed)>, CacheError> {
             let mut done = Vec::new();
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -285,7 +285,7 @@ impl Scan {
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = processors.min(keys.len().div_ceil(16));
-        let results: Vec<Result<Vec<(usize, Raw)>, CacheError>> = if threads <= 1 {
+        let results: Vec<Result<Vec<(usize, Hashed)>, CacheError>> = if threads <= 1 {
             vec![work()]
         } else {
             std::thread::scope(|scope| {
@@ -298,10 +298,11 @@ impl Scan {
             })
         };
         for result in results {
-            for (index, digest) in result? {
+            for (index, (digest, mode)) in result? {
                 let Some(node) = tree.get_mut(&keys[index]) else {
                     continue;
                 };
+                node.mode = Some(mode);
                 match &mut node.kind {
                     Kind::Directory { header, .. } => *header = Some(digest),
                     _ => node.digest = Some(digest),
@@ -312,8 +313,11 @@ impl Scan {
     }
 }
 
+/// A digest, and the permissions.
+type Hashed = (Raw, u16);
+
 impl Disk {
-    fn hash(&self, key: &[u8]) -> Result<Raw, CacheError> {
+    fn hash(&self, key: &[u8]) -> Result<Hashed, CacheError> {
         let path = path_on_disk(key);
         let shown = self.mounted.path().join(&path);
         let entry = self.root.entry(&path).map_err(io("open", &shown))?;
@@ -326,14 +330,17 @@ impl Disk {
             // Links have no permissions of their own.
             stat.mode |= 0o777;
         }
+        let mode = u16::try_from(stat.permissions()).unwrap_or_default();
         stat.xattrs = xattrs(&entry.proc_path()).map_err(io("read the attributes of", &shown))?;
         if kind != FileType::RegularFile || stat.size == 0 {
-            return hash(&stat, &mut std::io::empty()).map_err(io("read", &shown));
+            let digest = hash(&stat, &mut std::io::empty()).map_err(io("read", &shown))?;
+            return Ok((digest, mode));
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(entry.dir.as_fd(), &entry.name, flags, Mode::empty());
         let mut file = File::from(file.map_err(|error| io("open", &shown)(error.into()))?);
-        hash(&stat, &mut file).map_err(io("read", &shown))
+        let digest = hash(&stat, &mut file).map_err(io("read", &shown))?;
+        Ok((digest, mode))
     }
 }
 

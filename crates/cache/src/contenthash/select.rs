@@ -12,10 +12,10 @@ use super::tree::{Key, Kind, Raw, Tree, key_of, path_of, text_of};
 use crate::CacheError;
 
 /// A path that may count.
-struct Candidate {
+pub(crate) struct Candidate {
     /// As it is asked for, not as links lead to it.
-    path: String,
-    digest: Raw,
+    pub(crate) path: String,
+    pub(crate) digest: Raw,
     /// Whether it is a symbolic link that is followed.
     link: bool,
     counted: bool,
@@ -139,7 +139,7 @@ fn split(path: &str) -> (String, bool) {
 }
 
 /// Walks below the fixed part of the path. Gives that part and what is chosen, in order.
-fn choose(
+pub(crate) fn choose(
     tree: &mut Tree,
     scan: &mut Scan,
     path: &Path,

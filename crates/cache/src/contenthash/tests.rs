@@ -1,5 +1,6 @@
 //! Against the digests that BuildKit's own tests expect (`cache/contenthash/checksum_test.go`).
 
+mod listing;
 mod received;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -159,7 +160,12 @@ fn change(line: &str) -> HashedChange {
         hasher.update(words.get(3).copied().unwrap_or("").as_bytes());
     }
     let digest = hasher.finish();
-    HashedChange::Set { path, kind, digest }
+    HashedChange::Set {
+        path,
+        kind,
+        digest,
+        mode: stat.permissions(),
+    }
 }
 
 #[test]

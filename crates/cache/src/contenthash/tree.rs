@@ -46,6 +46,8 @@ pub enum HashedChange {
         kind: EntryKind,
         /// What [`crate::FileHasher`] gives of it; for a directory of its metadata alone.
         digest: Digest,
+        /// Its permissions ([`crate::FileStat::permissions`]), for who is told of the change.
+        mode: u32,
     },
     /// It is not there any more, nor what was below it.
     Delete {
@@ -60,6 +62,9 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
     /// The digest, when it is known; of a directory that of all that is in it.
     pub(crate) digest: Option<Raw>,
+    /// The permissions, when they are known. Part of the digest, and here to tell users of a
+    /// change.
+    pub(crate) mode: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +83,11 @@ pub(crate) enum Kind {
 
 impl Node {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, digest: None }
+        Self {
+            kind,
+            digest: None,
+            mode: None,
+        }
     }
 
     pub(crate) fn is_directory(&self) -> bool {
@@ -162,9 +171,15 @@ impl Tree {
                     self.remove(&key);
                     self.forget_above(&key);
                 }
-                HashedChange::Set { path, kind, digest } => {
+                HashedChange::Set {
+                    path,
+                    kind,
+                    digest,
+                    mode,
+                } => {
                     let digest = raw_of(&digest);
-                    self.set(&mut links, key_of(&path), kind, digest);
+                    let mode = u16::try_from(mode).ok();
+                    self.set(&mut links, key_of(&path), kind, (digest, mode));
                 }
             }
         }
@@ -175,7 +190,7 @@ impl Tree {
         links: &mut HashMap<Key, Vec<Key>>,
         key: Key,
         kind: EntryKind,
-        digest: Option<Raw>,
+        (digest, mode): (Option<Raw>, Option<u16>),
     ) {
         let was_directory = self.get(&key).is_some_and(Node::is_directory);
         if was_directory && kind != EntryKind::Directory {
@@ -186,6 +201,7 @@ impl Tree {
                 if was_directory {
                     if let Some(node) = self.get_mut(&key) {
                         node.digest = None;
+                        node.mode = mode;
                         if let Kind::Directory { header, .. } = &mut node.kind {
                             *header = digest;
                         }
@@ -194,14 +210,18 @@ impl Tree {
                     return;
                 }
                 // A new directory is empty until something in it is named.
-                Node::new(Kind::Directory {
-                    header: digest,
-                    listed: true,
-                })
+                Node {
+                    mode,
+                    ..Node::new(Kind::Directory {
+                        header: digest,
+                        listed: true,
+                    })
+                }
             }
             EntryKind::Symlink { target } => Node {
                 kind: Kind::Symlink { target },
                 digest,
+                mode,
             },
             EntryKind::Hardlink { target } => {
                 let target = key_of(&target);
@@ -209,6 +229,7 @@ impl Tree {
                 let node = known.cloned().unwrap_or(Node {
                     kind: Kind::File,
                     digest,
+                    mode,
                 });
                 links.entry(target).or_default().push(key.clone());
                 node
@@ -216,6 +237,7 @@ impl Tree {
             EntryKind::File => Node {
                 kind: Kind::File,
                 digest,
+                mode,
             },
         };
         if !node.is_directory() {
@@ -316,7 +338,7 @@ pub(crate) fn is_inside(key: &[u8], dir: &[u8]) -> bool {
 }
 
 /// What comes after `key` and all that is below it.
-fn past(key: &[u8]) -> Key {
+pub(crate) fn past(key: &[u8]) -> Key {
     let mut past = key.to_vec();
     past.push(1);
     past

@@ -15,6 +15,7 @@ fn told(name: &str, text: &str) -> HashedChange {
         path: name.into(),
         kind: EntryKind::File,
         digest: hasher.finish(),
+        mode: stat.permissions(),
     }
 }
 

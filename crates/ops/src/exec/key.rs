@@ -20,7 +20,7 @@ pub(super) fn digest(op: &pb::ExecOp, platform: &pb::Platform) -> Digest {
     digest_of(json(op, platform).as_bytes())
 }
 
-fn json(op: &pb::ExecOp, platform: &pb::Platform) -> String {
+pub(super) fn json(op: &pb::ExecOp, platform: &pb::Platform) -> String {
     let mut op = op.clone();
     if let Some(meta) = &mut op.meta {
         for host in &mut meta.extra_hosts {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_proto::pb;
-use cooper_solver::{CacheDep, CacheMap, Op, OpContext, OpError};
+use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
-use crate::OpsError;
 use crate::content::ContentHash;
 use crate::env::{Build, Env, InputVertices, Output};
+use crate::{OpsError, describe};
 
 pub(crate) struct ExecOp {
     env: Arc<Env>,
@@ -67,6 +67,12 @@ impl Op<Build> for ExecOp {
             deps: deps.collect(),
             last: true,
         })
+    }
+
+    fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
+        let mut description = describe::begin("exec", vertex);
+        describe::exec(&key::json(&self.op, &self.platform), &mut description);
+        Some(description)
     }
 
     async fn execute(

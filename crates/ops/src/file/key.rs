@@ -7,11 +7,11 @@ use cooper_llb::digest_of;
 use cooper_llb::gojson::{self, Base64, Object, Value};
 use cooper_proto::pb::{self, file_action::Action, user_opt::User};
 use cooper_session::pattern;
-use cooper_solver::Digest;
+use cooper_solver::{Description, Digest};
 
 use super::paths;
-use crate::OpsError;
 use crate::content::{Selector, dedupe_selectors};
+use crate::{OpsError, describe};
 
 const CACHE_TYPE: &str = "buildkit.file.v0";
 
@@ -57,6 +57,25 @@ pub(super) fn of(op: &pb::FileOp, inputs: usize) -> Result<Key, OpsError> {
         });
     }
     Ok(Key { digest, deps })
+}
+
+/// The parts of an operation with `inputs` inputs, as far as it has a key.
+pub(super) fn describe(op: &pb::FileOp, inputs: usize, description: &mut Description) {
+    let mut looks = Looks::default();
+    let only = op.actions.len() == 1;
+    let mut indexes = String::new();
+    for (index, action) in op.actions.iter().enumerate() {
+        let Ok(text) = look(action, inputs, &mut looks) else {
+            return;
+        };
+        let number = if only { 0 } else { index + 1 };
+        describe::action(number, action, &text, description);
+        indexes.push_str(&format!(
+            "{} {} {}; ",
+            action.input, action.secondary_input, action.output
+        ));
+    }
+    description.part("inputs of the actions", &indexes);
 }
 
 /// How the actions look at the inputs.

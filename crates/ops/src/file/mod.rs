@@ -16,9 +16,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_proto::pb;
-use cooper_solver::{CacheDep, CacheMap, Op, OpContext, OpError};
+use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
 use crate::content::ContentHash;
+use crate::describe;
 use crate::env::{Build, Env, InputVertices, Output};
 
 pub(crate) struct FileOp {
@@ -62,6 +63,12 @@ impl Op<Build> for FileOp {
             deps: deps.collect(),
             last: true,
         })
+    }
+
+    fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
+        let mut description = describe::begin("file", vertex);
+        key::describe(&self.op, self.inputs.len(), &mut description);
+        Some(description)
     }
 
     async fn execute(

@@ -119,7 +119,8 @@ fn score(miss: &Miss, note: &Note) -> Option<f64> {
         return None;
     }
     let same_subject = now.subject == then.subject;
-    let same_position = position(&miss.name) == position(&note.name);
+    let at = position(&miss.name);
+    let same_position = at.is_some() && at == position(&note.name);
     if same_subject {
         score += 80.0;
     } else if note.digest != miss.digest && !same_position && likeness(now, then) < 0.3 {

@@ -29,20 +29,20 @@ pub struct FileEntry {
 pub struct FileList(String);
 
 impl FileList {
-    /// Takes the entries, as many as a list has at most.
-    pub fn new(entries: impl IntoIterator<Item = FileEntry>) -> Self {
+    /// Takes the entries; `None` when they are more or longer than a list may be.
+    pub fn new(entries: impl IntoIterator<Item = FileEntry>) -> Option<Self> {
         let mut text = String::new();
-        for entry in entries.into_iter().take(MAX_FILES) {
+        for (count, entry) in entries.into_iter().enumerate() {
             let mode = entry.mode.map(|mode| format!("{mode:o}"));
             let mode = mode.as_deref().unwrap_or("-");
             let closed = if entry.closed { "+" } else { "" };
             let path = entry.path.replace('\n', "\u{fffd}");
-            if text.len() + path.len() > MAX_BYTES {
-                break;
+            if count >= MAX_FILES || text.len() + path.len() > MAX_BYTES {
+                return None;
             }
             let _ = writeln!(text, "{:016x}{closed} {mode} {path}", entry.digest);
         }
-        Self(text)
+        Some(Self(text))
     }
 
     /// How many bytes it takes.
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     fn list(entries: &[(&str, u64, u32, bool)]) -> FileList {
-        FileList::new(
+        let list = FileList::new(
             entries
                 .iter()
                 .map(|(path, digest, mode, closed)| FileEntry {
@@ -208,7 +208,8 @@ mod tests {
                     mode: (*mode != 0).then_some(*mode),
                     closed: *closed,
                 }),
-        )
+        );
+        list.unwrap()
     }
 
     #[test]
@@ -263,13 +264,15 @@ mod tests {
         assert_eq!(read[0].path, "/a\u{fffd}b");
         assert!(read[0].closed && read[0].mode.is_none());
         assert_eq!((read[1].digest, read[1].mode), (u64::MAX, Some(0o4755)));
-        let many = (0..10_000).map(|n| FileEntry {
-            path: format!("/{n}/{}", "x".repeat(200)),
-            digest: n,
-            mode: None,
-            closed: false,
-        });
-        let many = FileList::new(many);
-        assert!(many.size() <= MAX_BYTES + 512 && many.entries().count() > 500);
+        let many = |count: usize, length: usize| {
+            FileList::new((0..count).map(|n| FileEntry {
+                path: format!("/{n}/{}", "x".repeat(length)),
+                digest: 0,
+                mode: None,
+                closed: false,
+            }))
+        };
+        assert!(many(MAX_FILES, 20).is_some());
+        assert!(many(MAX_FILES + 1, 20).is_none() && many(1500, 200).is_none());
     }
 }

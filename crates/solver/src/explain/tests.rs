@@ -82,7 +82,7 @@ impl Op<Texts> for Step {
         })
     }
 
-    fn describe(&self) -> Option<Description> {
+    fn describe(&self, _: &Vertex<Texts>) -> Option<Description> {
         let mut description = Description::new(self.kind, without_position(&self.name));
         for (name, value) in &self.parts {
             description.part(name, value);
@@ -124,7 +124,7 @@ impl ContentKey<Texts> for Content {
                 closed: false,
             }
         };
-        Some(FileList::new(input.lines().map(entry)))
+        FileList::new(input.lines().map(entry))
     }
 }
 

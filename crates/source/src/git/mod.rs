@@ -24,8 +24,8 @@ use tokio::sync::OnceCell;
 pub use program::GitFailure;
 
 use crate::{
-    CacheKey, GitMetadata, Identifier, Instance, Metadata, MetadataRequest, Source, SourceContext,
-    SourceError,
+    CacheKey, Facts, GitMetadata, Identifier, Instance, Metadata, MetadataRequest, Source,
+    SourceContext, SourceError,
 };
 use access::Access;
 use program::Program;
@@ -138,6 +138,27 @@ impl Instance for Git {
             key: self.spec.key(resolved.key_commit(), &resolved.reference),
             pin: resolved.object.clone(),
             last: true,
+        })
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let Spec {
+            reference, subdir, ..
+        } = &self.spec;
+        let repository = self.spec.shown();
+        let resolved = self.resolved.get()?;
+        let yes = |is: bool| if is { "yes".to_owned() } else { String::new() };
+        Some(Facts {
+            kind: "git",
+            subject: repository.clone(),
+            facts: vec![
+                ("repository", repository),
+                ("reference", reference.clone()),
+                ("commit", resolved.object.clone()),
+                ("subdirectory", subdir.clone()),
+                ("keeping of .git", yes(self.spec.keep_git_dir)),
+                ("leaving out of submodules", yes(self.spec.skip_submodules)),
+            ],
         })
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use cooper_cache::{CacheError, CacheManager, ImmutableRef, RecordOptions};
 use cooper_content::{Digest, digest_from, digest_of};
-use cooper_llb::gojson::{Base64, Object, Value};
+use cooper_llb::gojson::{self, Base64, Object, Value};
 use cooper_session::Group;
 use cooper_sys::Root;
 use reqwest::header::{ETAG, LAST_MODIFIED};
@@ -23,8 +23,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::OnceCell;
 
 use crate::{
-    CacheKey, ChecksumAlgorithm, ChecksumRequest, HttpMetadata, Identifier, Instance, Metadata,
-    MetadataRequest, Source, SourceContext, SourceError,
+    CacheKey, ChecksumAlgorithm, ChecksumRequest, Facts, HttpMetadata, Identifier, Instance,
+    Metadata, MetadataRequest, Source, SourceContext, SourceError,
 };
 
 pub(crate) use request::redacted;
@@ -396,6 +396,60 @@ impl Instance for Http {
             key: key.to_string(),
             pin: digest.to_string(),
             last: true,
+        })
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        // What comes after a question mark may be a key to the server.
+        let address = match self.shown.split_once('?') {
+            Some((address, query)) => format!("{address}?{}", digest_of(query.as_bytes())),
+            None => self.shown.clone(),
+        };
+        let found = self.found.get();
+        let digest = self
+            .checksum
+            .as_ref()
+            .or(found.map(|found| &found.digest))?;
+        let filename = match found {
+            Some(found) => found.filename.clone(),
+            None => self.name(None),
+        };
+        let number = |value: i64| match value {
+            0 => String::new(),
+            value => value.to_string(),
+        };
+        let modified = found.filter(|_| self.checksum.is_none());
+        Some(Facts {
+            kind: "http",
+            subject: address,
+            facts: vec![
+                ("digest of the download", digest.to_string()),
+                ("file name", filename),
+                (
+                    "mode",
+                    if self.perm == 0 {
+                        String::new()
+                    } else {
+                        format!("{:04o}", self.perm)
+                    },
+                ),
+                ("owner", number(self.uid)),
+                ("group", number(self.gid)),
+                (
+                    "time of the last change",
+                    modified
+                        .map(|found| found.modified.clone())
+                        .unwrap_or_default(),
+                ),
+                ("id of the secret", self.auth_secret.clone()),
+                (
+                    "headers of the request",
+                    match self.headers.is_empty() {
+                        true => String::new(),
+                        false => digest_of(gojson::to_string(&self.headers).as_bytes()).to_string(),
+                    },
+                ),
+            ],
         })
     }
 

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions, RecordType};
 use cooper_content::{Digest, digest_of};
 use cooper_llb::gojson::Object;
+use cooper_llb::platform;
 use cooper_proto::pb;
 use cooper_registry::Reference;
 use sha2::{Digest as _, Sha256};
@@ -28,7 +29,7 @@ pub use layout::Layout;
 pub use manifest::{ImageResolver, ResolveMode, Resolved};
 pub use matching::best as best_platform;
 
-use crate::{CacheKey, Identifier, Instance, Source, SourceContext, SourceError};
+use crate::{CacheKey, Facts, Identifier, Instance, Source, SourceContext, SourceError};
 
 const RESOLVE_MODE: &str = "image.resolvemode";
 const RECORD_TYPE: &str = "image.recordtype";
@@ -230,6 +231,25 @@ impl Instance for Image {
             key: key.to_string(),
             pin: found.root.digest().to_string(),
             last,
+        })
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let named = self.reference.to_string();
+        let name = named
+            .split_once('@')
+            .map_or(named.as_str(), |(name, _)| name);
+        let found = self.found.get()?;
+        let limit = self.layer_limit.map(|limit| limit.to_string());
+        Some(Facts {
+            kind: "image",
+            subject: name.to_owned(),
+            facts: vec![
+                ("base image", name.to_owned()),
+                ("platform", platform::format(&self.platform)),
+                ("digest of the base image", found.root.digest().to_string()),
+                ("number of layers", limit.unwrap_or_default()),
+            ],
         })
     }
 

@@ -157,7 +157,12 @@ proptest! {
                 _ => EntryKind::Symlink { target: name.clone() },
             };
             let digest = digest_of(name);
-            tree.change([HashedChange::Set { path, kind, digest }]);
+            tree.change([HashedChange::Set {
+                path,
+                kind,
+                digest,
+                mode: 0,
+            }]);
         }
         tree.fold(b"");
         let again = saved::read(&saved::write(&tree)).unwrap();
