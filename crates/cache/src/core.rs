@@ -22,8 +22,9 @@ pub(crate) type Listener = Box<dyn Fn(&RefId, Option<&str>) + Send + Sync>;
 /// The sending end of the keeper's mailbox. Sending never waits.
 pub(crate) type Mailbox = mpsc::UnboundedSender<Message>;
 
-/// A row that was handed over to the store, to be awaited.
-pub(crate) type Handed = oneshot::Receiver<Result<Seq, StoreError>>;
+/// A row that was handed over to the store, to be awaited: the commit that it is part of, when the
+/// row is a new one.
+pub(crate) type Handed = oneshot::Receiver<Result<Option<Seq>, StoreError>>;
 
 /// Everything but the mailbox: the keeper has it too, and must not keep its own mailbox open.
 pub(crate) struct Core {
@@ -35,7 +36,8 @@ pub(crate) struct Core {
     pub(crate) boot: String,
     pub(crate) hashes: HashCache,
     pub(crate) listeners: Mutex<Vec<Listener>>,
-    /// The watermark: rows up to it survive the death of the machine.
+    /// Rows up to this may survive the death of the machine. Raised under the lock of the state
+    /// before they do: who finds a row above it has whatever it hands over written before that.
     pub(crate) durable: AtomicU64,
     /// Whether something was written that no checkpoint covers or is waiting to cover.
     pub(crate) written: AtomicBool,
@@ -93,17 +95,21 @@ impl Core {
         entry.stored = true;
         let (key, record) = (id.clone(), entry.record.clone());
         Ok(self.store.submit(move |tx| {
+            let new = !tx.has(&RECORDS, key.as_str())?;
             tx.put(&RECORDS, key.as_str(), &record)?;
             also(tx)?;
-            Ok(tx.seq())
+            Ok(new.then(|| tx.seq()))
         })?)
     }
 
-    /// Waits until what was handed over is committed, and notes in which commit.
+    /// Waits until what was handed over is committed, and notes in which commit the record came
+    /// to be there: from then on some form of it may survive the machine.
     pub(crate) async fn committed(&self, id: &RefId, handed: Handed) -> Result<(), CacheError> {
         let seq = handed.await.map_err(|_| StoreError::Closed)??;
-        if let Some(entry) = self.state().get_mut(id) {
-            entry.seq = entry.seq.max(seq);
+        if let Some(seq) = seq
+            && let Some(entry) = self.state().get_mut(id)
+        {
+            entry.seq = seq;
         }
         Ok(())
     }
@@ -132,7 +138,7 @@ impl Core {
         let key = id.clone();
         let handed = self.store.submit(move |tx| {
             tx.put(&OPENED, key.as_str(), &())?;
-            Ok(tx.seq())
+            Ok(None)
         })?;
         Ok((Some(handed), durable))
     }

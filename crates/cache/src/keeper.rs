@@ -2,12 +2,12 @@
 //! makes checkpoints some seconds after something was written.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cooper_snapshot::{ActiveKey, SnapshotId, SnapshotName};
+use cooper_store::{Seq, StoreError};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
@@ -175,7 +175,7 @@ impl Core {
 
     /// Makes everything that was acknowledged survive the death of the machine, content hashes
     /// and uses included.
-    pub(crate) async fn checkpoint(&self) -> Result<(), CacheError> {
+    pub(crate) async fn checkpoint(self: &Arc<Self>) -> Result<(), CacheError> {
         self.written.store(false, Ordering::Release);
         self.hashes.save().await?;
         let (uses, closed) = {
@@ -204,35 +204,43 @@ impl Core {
             });
             write.await?;
         }
-        let mut roots = vec![self.mounts.clone()];
-        roots.extend(self.snapshotter.elsewhere().map(Path::to_owned));
-        let sync = move || roots.iter().try_for_each(|root| cooper_sys::sync_fs(root));
-        let seq = self.store.checkpoint(&self.boot, sync).await?;
-        self.durable.fetch_max(seq, Ordering::AcqRel);
-        // What nobody wrote since before the sync is whole on disk. Were the deletion lost, the
-        // ref would be thrown away for nothing after a crash, which is only a pity.
-        let deleted = {
-            let mut state = self.state();
-            let mut quiet = Vec::new();
-            for (id, times) in closed {
-                if state.opened.get(&id) == Some(&times)
-                    && state.get(&id).is_none_or(|entry| !entry.taken)
-                {
-                    state.opened.remove(&id);
-                    quiet.push(id);
-                }
+        let core = self.clone();
+        let sync = move |seq| {
+            let roots = std::iter::once(core.mounts.as_path()).chain(core.snapshotter.elsewhere());
+            for root in roots {
+                cooper_sys::sync_fs(root)?;
             }
-            // Under the lock, so that who opens one again writes after this.
-            self.store.submit(move |tx| {
+            core.close_quiet(closed, seq).map_err(std::io::Error::other)
+        };
+        self.store.checkpoint(&self.boot, sync).await?;
+        Ok(())
+    }
+
+    /// The files are synced and the watermark is about to be: notes, so that it is durable with
+    /// that, which of those that were `closed` before the sync are whole on disk, because nobody
+    /// has written to them since.
+    fn close_quiet(&self, closed: Vec<(RefId, u64)>, seq: Seq) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let mut quiet = Vec::new();
+        for (id, times) in closed {
+            if state.opened.get(&id) == Some(&times)
+                && state.get(&id).is_none_or(|entry| !entry.taken)
+            {
+                state.opened.remove(&id);
+                quiet.push(id);
+            }
+        }
+        // Under the lock, so that who opens one again writes after this, and durably.
+        self.durable.fetch_max(seq, Ordering::AcqRel);
+        if !quiet.is_empty() {
+            let deleted = self.store.submit(move |tx| {
                 for id in &quiet {
                     tx.delete(&OPENED, id.as_str())?;
                 }
                 Ok(())
-            })?
-        };
-        deleted
-            .await
-            .map_err(|_| cooper_store::StoreError::Closed)??;
+            });
+            drop(deleted?);
+        }
         Ok(())
     }
 }

@@ -136,6 +136,14 @@ impl CacheManager {
             .ok_or_else(|| CacheError::NotFound { id: id.clone() })
     }
 
+    /// Whether there is an immutable ref `id`.
+    pub fn has(&self, id: &RefId) -> bool {
+        let state = self.shared.state();
+        state
+            .get(id)
+            .is_some_and(|entry| !entry.record.is_mutable())
+    }
+
     /// The retained mutable ref `id`, to go on writing. The immutable ref that was made of it
     /// last ends, unless somebody has it: then it keeps the files, and the mutable one goes on
     /// in a new snapshot on top of them.

@@ -78,7 +78,6 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
     let repaired = mend(&mut stored.records, &snapshots);
     let blobs = drop_waste(&mut stored.records);
     sweep_mounts(&config.mounts);
-    sweep_snapshots(config.snapshotter.as_ref(), &stored.records, snapshots).await?;
 
     let epoch = stored.epoch + 1;
     let gone: Vec<RefId> = before
@@ -107,6 +106,7 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
     };
     let leases = stored.leases;
     let now = boot.clone();
+    let durably = died || !gone.is_empty();
     let write = config.store.write(move |tx| {
         for id in &gone {
             tx.delete(&RECORDS, id.as_str())?;
@@ -130,6 +130,12 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
         tx.put(&META, "boot", &now)
     });
     write.await?;
+    if durably {
+        // Before any file goes, and with what the store has told: were the machine to die now,
+        // half a snapshot would be taken for a whole one.
+        config.store.flush().await?;
+    }
+    sweep_snapshots(config.snapshotter.as_ref(), &stored.records, snapshots).await?;
 
     let mut state = State::default();
     fill(&mut state, stored.records, &stored.uses);

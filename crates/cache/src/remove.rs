@@ -105,9 +105,6 @@ impl Core {
         if ids.is_empty() {
             return Ok(());
         }
-        let durable = stored
-            .map(|removal| removal.entry.seq)
-            .any(|seq| self.is_durable(seq));
         let write = self.store.write(move |tx| {
             for id in &ids {
                 tx.delete(&RECORDS, id.as_str())?;
@@ -118,6 +115,10 @@ impl Core {
             Ok(())
         });
         write.await?;
+        // Asked now: a checkpoint that was not seen by now is written after the deletion.
+        let durable = stored
+            .map(|removal| removal.entry.seq)
+            .any(|seq| self.is_durable(seq));
         if durable {
             self.store.flush().await?;
         }

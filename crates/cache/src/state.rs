@@ -19,7 +19,8 @@ pub(crate) const MAX_CHAIN: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
-    /// The commit that wrote its row; 0 when that was another process: certainly durable.
+    /// The commit that made its row; 0 when that was another process, or is not known yet:
+    /// certainly durable.
     pub(crate) seq: Seq,
     /// Whether there is a row.
     pub(crate) stored: bool,

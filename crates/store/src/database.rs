@@ -56,7 +56,9 @@ pub struct Dropped {
 impl Store {
     /// Opens the store in the file `path`, made when it is missing. `boot` is the identity of
     /// this boot of the machine: when the last checkpoint was made in another one, the rows
-    /// above the watermark are dropped and returned.
+    /// above the watermark are as they were then, and those that were not there are dropped and
+    /// returned. They are returned again until a [`Store::checkpoint`] or a [`Store::flush`], so
+    /// that what follows from it for others can be made durable with it.
     ///
     /// # Errors
     /// When the file is damaged, or of another format; the file is left as it is.
@@ -116,6 +118,11 @@ impl Store {
                      tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
                      PRIMARY KEY (tbl, key)) WITHOUT ROWID;
                  CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+                 CREATE TABLE IF NOT EXISTS kept (
+                     tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
+                     until INTEGER NOT NULL, PRIMARY KEY (tbl, key, seq)) WITHOUT ROWID;
+                 CREATE TABLE IF NOT EXISTS dropped (
+                     tbl TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
                  PRAGMA user_version = {VERSION};"
             ))
             .map_err(failed)?;
@@ -140,7 +147,7 @@ impl Store {
         if let Location::File(path) = &location {
             reserve(path);
         }
-        let writer = Writer::start(connection, seq).map_err(StoreError::Durable)?;
+        let writer = Writer::start(connection, seq, watermark).map_err(StoreError::Durable)?;
         let readers = Mutex::new(Vec::new());
         let inner = Inner {
             location,
@@ -231,18 +238,19 @@ impl Store {
 
     /// Makes everything that is committed now survive the death of the machine: calls `sync`
     /// where it may block, which has to make the files durable that the rows speak of, then
-    /// writes the watermark with a synced commit. Returns the watermark. Writers go on meanwhile;
-    /// what they write is above the watermark.
+    /// writes the watermark, which `sync` is told, with a synced commit. Returns the watermark.
+    /// Writers go on meanwhile; what they write is above the watermark, and what `sync` hands
+    /// over survives with it.
     pub async fn checkpoint(
         &self,
         boot: &str,
-        sync: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+        sync: impl FnOnce(Seq) -> std::io::Result<()> + Send + 'static,
     ) -> Result<Seq, StoreError> {
         let (done, receiver) = oneshot::channel();
-        self.inner.writer.send(Message::Last(done))?;
+        self.inner.writer.send(Message::Fix(done))?;
         let seq = receiver.await.map_err(|_| StoreError::Closed)?;
         // The files first: a row that survives must not speak of a file that did not.
-        let synced = tokio::task::spawn_blocking(sync).await;
+        let synced = tokio::task::spawn_blocking(move || sync(seq)).await;
         synced
             .map_err(std::io::Error::other)
             .and_then(|result| result)
@@ -360,29 +368,42 @@ fn read_meta(connection: &Connection, name: &str) -> Result<Option<String>, rusq
 /// After another boot: rows above the watermark may speak of files that never reached the disk.
 fn drop_lost(connection: &mut Connection, boot: &str) -> Result<Vec<Dropped>, rusqlite::Error> {
     let last = read_meta(connection, "boot")?;
-    let mut dropped = Vec::new();
+    let transaction = connection.transaction()?;
     if let Some(last) = last
         && last != boot
     {
-        let watermark = read_meta(connection, "watermark")?;
+        let watermark = read_meta(&transaction, "watermark")?;
         let watermark: Seq = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let transaction = connection.transaction()?;
-        {
-            let sql = "DELETE FROM kv WHERE seq > ?1 RETURNING tbl, key";
-            let mut statement = transaction.prepare(sql)?;
-            let mut rows = statement.query([as_sql(watermark)])?;
-            while let Some(row) = rows.next()? {
-                dropped.push(Dropped {
-                    table: row.get(0)?,
-                    key: row.get(1)?,
-                });
-            }
-        }
-        transaction.commit()?;
+        let mark = [as_sql(watermark)];
+        // What was written again since is as the checkpoint found it.
+        let back = "kept.seq <= ?1 AND kept.until > ?1";
+        let sql = format!(
+            "INSERT OR IGNORE INTO dropped (tbl, key) SELECT tbl, key FROM kv WHERE seq > ?1 \
+             AND NOT EXISTS (SELECT 1 FROM kept \
+             WHERE kept.tbl = kv.tbl AND kept.key = kv.key AND {back})"
+        );
+        transaction.execute(&sql, mark)?;
+        transaction.execute("DELETE FROM kv WHERE seq > ?1", mark)?;
+        let sql = format!(
+            "INSERT INTO kv (tbl, key, value, seq) SELECT tbl, key, value, seq FROM kept WHERE {back}"
+        );
+        transaction.execute(&sql, mark)?;
+        transaction.execute("DELETE FROM kept", [])?;
     }
     // From now on rows belong to this boot, also before its first checkpoint.
     let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES ('boot', ?1)";
-    connection.execute(sql, [boot])?;
+    transaction.execute(sql, [boot])?;
+    let dropped = {
+        let mut statement = transaction.prepare("SELECT tbl, key FROM dropped")?;
+        let rows = statement.query_map([], |row| {
+            Ok(Dropped {
+                table: row.get(0)?,
+                key: row.get(1)?,
+            })
+        })?;
+        rows.collect::<Result<Vec<_>, _>>()?
+    };
+    transaction.commit()?;
     Ok(dropped)
 }
 
@@ -433,7 +454,7 @@ mod tests {
             assert!(space >= LOG_KEPT && length < LOG_KEPT, "{space} {length}");
             let (space, length) = taken("store.db");
             assert!(space >= length + DATABASE_AHEAD, "{space} {length}");
-            store.checkpoint("boot", || Ok(())).await.unwrap();
+            store.checkpoint("boot", |_| Ok(())).await.unwrap();
         }
     }
 
@@ -459,7 +480,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path(), "one");
         store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
-        store.checkpoint("one", || Ok(())).await.unwrap();
+        store.checkpoint("one", |_| Ok(())).await.unwrap();
         store.write(|tx| tx.put(&T, "lost", &2)).await.unwrap();
         drop(store);
         let (store, dropped) = open(dir.path(), "two");
@@ -471,8 +492,13 @@ mod tests {
             }]
         );
         assert_eq!(store.read(|tx| tx.get(&T, "safe")).unwrap(), Some(1));
-        // The same boot again: nothing more is dropped, nor what came since.
+        // The same boot again: nothing more is dropped, nor what came since. It is told again
+        // until what follows from it can be durable.
         store.write(|tx| tx.put(&T, "new", &3)).await.unwrap();
+        drop(store);
+        let (store, again) = open(dir.path(), "two");
+        assert_eq!(again, dropped);
+        store.flush().await.unwrap();
         drop(store);
         let (store, dropped) = open(dir.path(), "two");
         assert_eq!(dropped, []);
@@ -480,11 +506,124 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_written_again_is_as_durable_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), "one");
+        for key in ["same", "changed", "gone"] {
+            store.write(move |tx| tx.put(&T, key, &1)).await.unwrap();
+        }
+        store.checkpoint("one", |_| Ok(())).await.unwrap();
+        store.write(|tx| tx.put(&T, "same", &1)).await.unwrap();
+        for value in [2, 3] {
+            for key in ["changed", "gone"] {
+                let write = store.write(move |tx| tx.put(&T, key, &value));
+                write.await.unwrap();
+            }
+        }
+        store.write(|tx| tx.delete(&T, "gone")).await.unwrap();
+        drop(store);
+        let (store, dropped) = open(dir.path(), "two");
+        assert_eq!(dropped, []);
+        let rows = store.read(|tx| tx.scan(&T, "")).unwrap();
+        assert_eq!(rows, [("changed".into(), 1), ("same".into(), 1)]);
+    }
+
+    /// What is done to a store.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Put(u8, u64),
+        Delete(u8),
+        Checkpoint,
+        /// A checkpoint during which something is written.
+        Meanwhile(u8, u64),
+        /// The process ends.
+        Again,
+        /// The machine dies.
+        Boot,
+    }
+
+    fn act() -> impl proptest::strategy::Strategy<Value = Act> {
+        use proptest::prelude::*;
+        let row = || (0..4u8, 0..3u64);
+        prop_oneof![
+            6 => row().prop_map(|(key, value)| Act::Put(key, value)),
+            2 => (0..4u8).prop_map(Act::Delete),
+            2 => Just(Act::Checkpoint),
+            1 => row().prop_map(|(key, value)| Act::Meanwhile(key, value)),
+            1 => Just(Act::Again),
+            1 => Just(Act::Boot),
+        ]
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+        /// After the death of the machine the rows are those of the last checkpoint, without
+        /// those that were removed since.
+        #[test]
+        fn the_machine_forgets_what_no_checkpoint_saw(
+            acts in proptest::collection::vec(act(), 1..40)
+        ) {
+            use std::collections::BTreeMap;
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let (mut now, mut safe) = (BTreeMap::new(), BTreeMap::new());
+            let mut boots = 0;
+            let mut store = open(dir.path(), "0").0;
+            for act in acts {
+                match act {
+                    Act::Put(key, value) => {
+                        let write = store.write(move |tx| tx.put(&T, &key.to_string(), &value));
+                        runtime.block_on(write).unwrap();
+                        now.insert(key.to_string(), value);
+                    }
+                    Act::Delete(key) => {
+                        let write = store.write(move |tx| tx.delete(&T, &key.to_string()));
+                        runtime.block_on(write).unwrap();
+                        now.remove(&key.to_string());
+                        safe.remove(&key.to_string());
+                    }
+                    Act::Checkpoint => {
+                        let boot = boots.to_string();
+                        runtime.block_on(store.checkpoint(&boot, |_| Ok(()))).unwrap();
+                        safe = now.clone();
+                    }
+                    Act::Meanwhile(key, value) => {
+                        let (boot, writer) = (boots.to_string(), store.clone());
+                        let meanwhile = move |_| {
+                            let put = move |tx: &mut Write<'_>| tx.put(&T, &key.to_string(), &value);
+                            writer.submit(put).map(drop).map_err(std::io::Error::other)
+                        };
+                        runtime.block_on(store.checkpoint(&boot, meanwhile)).unwrap();
+                        safe = now.clone();
+                        now.insert(key.to_string(), value);
+                    }
+                    Act::Again => {
+                        drop(store);
+                        store = open(dir.path(), &boots.to_string()).0;
+                    }
+                    Act::Boot => {
+                        drop(store);
+                        boots += 1;
+                        let (opened, dropped) = open(dir.path(), &boots.to_string());
+                        store = opened;
+                        for key in now.keys().filter(|key| !safe.contains_key(*key)) {
+                            proptest::prop_assert!(dropped.iter().any(|row| row.key == *key));
+                        }
+                        now = safe.clone();
+                    }
+                }
+                let rows = store.read(|tx| tx.scan(&T, "")).unwrap();
+                proptest::prop_assert_eq!(rows, now.clone().into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_flush_moves_no_watermark() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path(), "one");
         store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
-        let mark = store.checkpoint("one", || Ok(())).await.unwrap();
+        let mark = store.checkpoint("one", |_| Ok(())).await.unwrap();
         store.write(|tx| tx.put(&T, "lost", &1)).await.unwrap();
         store.write(|tx| tx.delete(&T, "safe")).await.unwrap();
         store.flush().await.unwrap();
@@ -501,7 +640,7 @@ mod tests {
         store.write(|tx| tx.put(&T, "safe", &1)).await.unwrap();
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let checkpoint =
-            store.checkpoint("one", move || wait.recv().map_err(std::io::Error::other));
+            store.checkpoint("one", move |_| wait.recv().map_err(std::io::Error::other));
         let writer = async {
             store.write(|tx| tx.put(&T, "late", &1)).await.unwrap();
             go.send(()).unwrap();
@@ -519,7 +658,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path(), "one");
         store.write(|tx| tx.put(&T, "lost", &1)).await.unwrap();
-        let failed = store.checkpoint("one", || Err(std::io::Error::other("disk")));
+        let failed = store.checkpoint("one", |_| Err(std::io::Error::other("disk")));
         assert!(failed.await.is_err());
         drop(store);
         assert_eq!(open(dir.path(), "two").1.len(), 1);

@@ -42,6 +42,9 @@ pub struct Read<'a> {
 pub struct Write<'a> {
     pub(crate) read: Read<'a>,
     pub(crate) seq: Seq,
+    /// The number of the last checkpoint that was begun: what rows up to it say is kept when
+    /// they are written again, until a checkpoint covers that too.
+    pub(crate) fixed: Seq,
 }
 
 impl<'a> std::ops::Deref for Write<'a> {
@@ -120,7 +123,9 @@ impl Write<'_> {
         self.seq
     }
 
-    /// Sets the value of `key`.
+    /// Sets the value of `key`. Setting the value that it has changes nothing: the row stays as
+    /// durable as it is. Another value takes the place of the one that a checkpoint covers only
+    /// with the next checkpoint: when the machine dies before, the old one is back.
     pub fn put<V: Serialize>(
         &mut self,
         table: &Table<V>,
@@ -132,29 +137,54 @@ impl Write<'_> {
             key: key.to_owned(),
             source,
         })?;
+        self.put_text(table.name, key, &text)
+            .map_err(|source| StoreError::Sql {
+                table: table.name,
+                source,
+            })
+    }
+
+    fn put_text(&self, table: &str, key: &str, text: &str) -> Result<(), rusqlite::Error> {
+        let known: Option<(i64, bool)> = self
+            .connection
+            .prepare_cached("SELECT seq, value = ?3 FROM kv WHERE tbl = ?1 AND key = ?2")?
+            .query_row((table, key, text), |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        match known {
+            Some((_, true)) => return Ok(()),
+            Some((seq, false)) if seq <= as_sql(self.fixed) => {
+                let sql = "INSERT INTO kept (tbl, key, value, seq, until) \
+                           SELECT tbl, key, value, seq, ?3 FROM kv WHERE tbl = ?1 AND key = ?2";
+                self.connection
+                    .prepare_cached(sql)?
+                    .execute((table, key, as_sql(self.seq)))?;
+            }
+            Some(_) | None => {}
+        }
         let sql = "INSERT INTO kv (tbl, key, value, seq) VALUES (?1, ?2, ?3, ?4) \
                    ON CONFLICT (tbl, key) DO UPDATE SET value = excluded.value, seq = excluded.seq";
         self.connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| statement.execute((table.name, key, text, as_sql(self.seq))))
-            .map_err(|source| StoreError::Sql {
-                table: table.name,
-                source,
-            })?;
+            .prepare_cached(sql)?
+            .execute((table, key, text, as_sql(self.seq)))?;
         Ok(())
     }
 
-    /// Removes `key`; says whether it was there.
+    /// Removes `key`, whatever it said at a checkpoint included; says whether it was there. Once
+    /// this is durable ([`crate::Store::flush`]) it does not come back.
     pub fn delete<V>(&mut self, table: &Table<V>, key: &str) -> Result<bool, StoreError> {
-        let sql = "DELETE FROM kv WHERE tbl = ?1 AND key = ?2";
-        let count = self
-            .connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| statement.execute((table.name, key)))
-            .map_err(|source| StoreError::Sql {
-                table: table.name,
-                source,
-            })?;
+        let run = |sql| {
+            self.connection
+                .prepare_cached(sql)
+                .and_then(|mut statement| statement.execute((table.name, key)))
+                .map_err(|source| StoreError::Sql {
+                    table: table.name,
+                    source,
+                })
+        };
+        let count = run("DELETE FROM kv WHERE tbl = ?1 AND key = ?2")?;
+        if count > 0 {
+            run("DELETE FROM kept WHERE tbl = ?1 AND key = ?2")?;
+        }
         Ok(count > 0)
     }
 }

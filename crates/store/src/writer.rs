@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::table::{Read, Write};
+use crate::table::{Read, Write, as_sql};
 use crate::{Seq, StoreError};
 
 /// Transactions of one group at most: a bound on how long the first one waits.
@@ -21,8 +21,8 @@ pub(crate) trait Job: Send {
 
 pub(crate) enum Message {
     Job(Box<dyn Job>),
-    /// Asks for the number of the last commit.
-    Last(oneshot::Sender<Seq>),
+    /// Begins a checkpoint: asks for the number of the last commit, which it will cover.
+    Fix(oneshot::Sender<Seq>),
     /// Makes everything committed so far durable, and sets the watermark when there is one.
     Durable {
         watermark: Option<(String, Seq)>,
@@ -37,12 +37,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection, seq: Seq) -> std::io::Result<Self> {
+    /// `seq` is the number of the last commit, `fixed` that of the last checkpoint.
+    pub(crate) fn start(connection: Connection, seq: Seq, fixed: Seq) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .stack_size(512 << 10)
-            .spawn(move || serve(connection, seq, &receiver))?;
+            .spawn(move || serve(connection, seq, fixed, &receiver))?;
         Ok(Self {
             sender: Some(sender),
             thread: Some(thread),
@@ -65,7 +66,7 @@ impl Drop for Writer {
     }
 }
 
-fn serve(mut connection: Connection, mut seq: Seq, receiver: &Receiver<Message>) {
+fn serve(mut connection: Connection, mut seq: Seq, mut fixed: Seq, receiver: &Receiver<Message>) {
     let mut waiting: Option<Message> = None;
     while let Some(first) = waiting.take().or_else(|| receiver.recv().ok()) {
         match first {
@@ -81,9 +82,10 @@ fn serve(mut connection: Connection, mut seq: Seq, receiver: &Receiver<Message>)
                         Err(_) => break,
                     }
                 }
-                seq = group(&mut connection, seq, jobs);
+                seq = group(&mut connection, seq, fixed, jobs);
             }
-            Message::Last(done) => {
+            Message::Fix(done) => {
+                fixed = seq;
                 let _ = done.send(seq);
             }
             Message::Durable { watermark, done } => {
@@ -93,7 +95,7 @@ fn serve(mut connection: Connection, mut seq: Seq, receiver: &Receiver<Message>)
     }
 }
 
-fn group(connection: &mut Connection, seq: Seq, mut jobs: Vec<Box<dyn Job>>) -> Seq {
+fn group(connection: &mut Connection, seq: Seq, fixed: Seq, mut jobs: Vec<Box<dyn Job>>) -> Seq {
     let next = seq + 1;
     let committed = (|| {
         let mut transaction = connection.transaction()?;
@@ -105,6 +107,7 @@ fn group(connection: &mut Connection, seq: Seq, mut jobs: Vec<Box<dyn Job>>) -> 
                     connection: &savepoint,
                 },
                 seq: next,
+                fixed,
             };
             if job.run(&mut tx) {
                 savepoint.commit()?;
@@ -122,7 +125,8 @@ fn group(connection: &mut Connection, seq: Seq, mut jobs: Vec<Box<dyn Job>>) -> 
     next
 }
 
-/// One synced commit: it takes all earlier ones with it, because they are in the same log.
+/// One synced commit: it takes all earlier ones with it, because they are in the same log. What
+/// was done about rows that had been dropped at opening is durable with it.
 fn durable(
     connection: &mut Connection,
     watermark: Option<(String, Seq)>,
@@ -134,25 +138,36 @@ fn durable(
     connection
         .pragma_update(None, "synchronous", "FULL")
         .map_err(failed)?;
-    let written = match watermark {
+    let written = write_durable(connection, watermark);
+    connection
+        .pragma_update(None, "synchronous", "NORMAL")
+        .map_err(failed)?;
+    written.map_err(failed)
+}
+
+fn write_durable(
+    connection: &mut Connection,
+    watermark: Option<(String, Seq)>,
+) -> Result<(), rusqlite::Error> {
+    let transaction = connection.transaction()?;
+    match watermark {
         Some((boot, seq)) => {
             let sql = "INSERT INTO meta (name, value) VALUES ('watermark', ?1), ('boot', ?2) \
                        ON CONFLICT (name) DO UPDATE SET value = CASE \
                        WHEN name = 'watermark' AND CAST(value AS INTEGER) > CAST(excluded.value AS INTEGER) \
                        THEN value ELSE excluded.value END";
-            connection.execute(sql, (seq.to_string(), boot))
+            transaction.execute(sql, (seq.to_string(), boot))?;
+            // What took their place is covered now.
+            transaction.execute("DELETE FROM kept WHERE until <= ?1", [as_sql(seq)])?;
         }
         None => {
             let sql = "INSERT INTO meta (name, value) VALUES ('flushes', '1') \
                        ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1";
-            connection.execute(sql, [])
+            transaction.execute(sql, [])?;
         }
-    };
-    connection
-        .pragma_update(None, "synchronous", "NORMAL")
-        .map_err(failed)?;
-    written.map_err(failed)?;
-    Ok(())
+    }
+    transaction.execute("DELETE FROM dropped", [])?;
+    transaction.commit()
 }
 
 /// A [`Job`] from a function and a channel for its result.

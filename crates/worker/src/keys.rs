@@ -1,5 +1,6 @@
 //! The solver's keys in the metadata store.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,8 +23,9 @@ pub struct StoredKeys {
 }
 
 impl StoredKeys {
-    /// Reads what is kept. Blocks for the disk.
-    pub fn open(store: Store) -> Result<Self, StoreError> {
+    /// Reads what is kept, and forgets the keys of results that are not there any more: they went
+    /// while nobody was told. Blocks for the disk.
+    pub fn open(store: Store, is_there: impl Fn(&str) -> bool) -> Result<Self, StoreError> {
         let memory = MemoryKeyStore::default();
         let (links, results) =
             store.read(|tx| Ok((tx.scan(&LINKS, "")?, tx.scan(&RESULTS, "")?)))?;
@@ -32,8 +34,12 @@ impl StoredKeys {
                 memory.load_link(KeyId::new(from), link.to_owned(), KeyId::new(to));
             }
         }
+        let mut gone = BTreeSet::new();
         for (row, nanos) in results {
             if let Some((id, key)) = row.split_once(' ') {
+                if !is_there(id) {
+                    gone.insert(id.to_owned());
+                }
                 let created_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
                 let result = CacheResult {
                     id: id.to_owned(),
@@ -43,11 +49,15 @@ impl StoredKeys {
             }
         }
         let journal = Arc::new(StoredJournal::new(store.clone()));
-        Ok(Self {
+        let keys = Self {
             memory,
             store,
             journal,
-        })
+        };
+        for result in gone {
+            keys.removed(&result, None);
+        }
+        Ok(keys)
     }
 
     /// Forgets a result that is no more, and the keys that nothing hangs on any more. `by`
@@ -150,7 +160,10 @@ mod tests {
     fn keys_outlive_the_process_and_go_with_their_results() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
-        let open = || StoredKeys::open(Store::open(&path, "boot").unwrap().0).unwrap();
+        let open_if = |there: &dyn Fn(&str) -> bool| {
+            StoredKeys::open(Store::open(&path, "boot").unwrap().0, there).unwrap()
+        };
+        let open = || open_if(&|_| true);
         let from = KeyId::root(&digest('a'), 0);
         let link = Link {
             input: 0,
@@ -176,10 +189,23 @@ mod tests {
         {
             let keys = open();
             assert_eq!(keys.links(&from, &link), std::slice::from_ref(&to));
-            assert_eq!(keys.results(&to), [result]);
+            assert_eq!(keys.results(&to), std::slice::from_ref(&result));
             keys.release("one");
             assert_eq!(keys.links(&from, &link), []);
         }
+        {
+            let keys = open();
+            assert_eq!(keys.links(&from, &link), []);
+            assert_eq!(keys.results(&to), []);
+            keys.add(KeyEntry {
+                id: to.clone(),
+                links: vec![(from.clone(), link.clone())],
+                result,
+                noted: None,
+            });
+        }
+        // It went with the machine.
+        assert_eq!(open_if(&|id| id != "one").results(&to), []);
         let keys = open();
         assert_eq!(keys.links(&from, &link), []);
         assert_eq!(keys.results(&to), []);

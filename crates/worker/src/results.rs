@@ -18,6 +18,11 @@ impl CachedResults {
     pub fn new(cache: CacheManager) -> Self {
         Self { cache }
     }
+
+    /// Whether `cache` has the result that is kept by this name.
+    pub(crate) fn is_in(cache: &CacheManager, id: &str) -> bool {
+        id == SCRATCH || id.parse().is_ok_and(|id: RefId| cache.has(&id))
+    }
 }
 
 #[async_trait]

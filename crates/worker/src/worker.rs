@@ -159,7 +159,7 @@ impl Worker {
             print_output: std::env::var_os("BUILDKIT_DEBUG_EXEC_OUTPUT")
                 .is_some_and(|value| value == "1"),
         });
-        let keys = StoredKeys::open(store.clone())
+        let keys = StoredKeys::open(store.clone(), |id| CachedResults::is_in(&cache, id))
             .map(Arc::new)
             .map_err(WorkerError::open("the cache keys", &dir))?;
         let gone = keys.clone();

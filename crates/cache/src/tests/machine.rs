@@ -124,23 +124,85 @@ fn the_machine_dies_and_nothing_is_wrong() {
     });
 }
 
-/// A checkpoint of the test's own boot.
+/// What the keeper does some seconds after something was written.
 async fn checkpoint(cache: &CacheManager) {
     cache.settle().await;
-    let core = &cache.shared.core;
-    let seq = core.store.checkpoint(&core.boot, || Ok(())).await.unwrap();
-    core.durable.fetch_max(seq, Ordering::SeqCst);
-    {
-        let mut state = core.state();
-        let quiet: Vec<RefId> = state.opened.keys().cloned().collect();
-        for id in quiet {
-            state.opened.remove(&id);
-            let delete = core.store.submit(move |tx| tx.delete(&OPENED, id.as_str()));
-            drop(delete.unwrap());
+    cache.shared.core.checkpoint().await.unwrap();
+}
+
+#[test]
+fn what_was_checkpointed_survives_whatever_is_done_with_it_since() {
+    let place = Place::new();
+    let (base, top, lazy, mount) = and_die(async {
+        let cache = place.open().await;
+        let base = commit(&cache, None, "base").await;
+        let top = commit(&cache, Some(&base), "top").await;
+        let lazy = cache.get_by_blob(None, layer("lazy"), named("lazy")).await;
+        let lazy = lazy.unwrap();
+        for one in [&base, &top, &lazy] {
+            one.retain().await.unwrap();
         }
-    }
-    let seq = core.store.checkpoint(&core.boot, || Ok(())).await.unwrap();
-    core.durable.fetch_max(seq, Ordering::SeqCst);
+        let mount = cache.new_mutable(None, retained("cache-dir:x")).await;
+        let mount = mount.unwrap();
+        write(&mount, "file", "kept").await;
+        let id = mount.id().clone();
+        drop(mount);
+        checkpoint(&cache).await;
+        // Packed into a layer, found by another name, named by another image, used.
+        base.set_layer(layer("base")).await.unwrap();
+        top.add_index("found").await.unwrap();
+        let other = Layer {
+            sources: vec!["another".into()],
+            ..layer("lazy")
+        };
+        let again = cache.get_by_blob(None, other, named("lazy")).await.unwrap();
+        assert_eq!(again, lazy);
+        drop(cache.get(base.id()).await.unwrap());
+        cache.settle().await;
+        let ids = (base.id().clone(), top.id().clone(), lazy.id().clone(), id);
+        std::mem::forget((base, top, lazy, again));
+        ids
+    });
+    and_die(async {
+        let cache = place.open_in("another boot").await;
+        place.check(&cache).await;
+        for id in [&base, &top] {
+            let found = cache.get(id).await.unwrap().local().unwrap();
+            assert_eq!(read(&found, "base").await.as_deref(), Some("base"));
+        }
+        assert!(cache.get(&lazy).await.is_ok());
+        let mount = cache.get_mutable(&mount).await.unwrap();
+        let dir = mount.mount().await.unwrap();
+        let text = std::fs::read_to_string(dir.path().join("file")).unwrap();
+        assert_eq!(text, "kept");
+    });
+}
+
+#[test]
+fn what_was_written_again_and_pruned_does_not_come_back() {
+    let place = Place::new();
+    let id = and_die(async {
+        let cache = place.open().await;
+        let done = commit(&cache, None, "done").await;
+        done.retain().await.unwrap();
+        checkpoint(&cache).await;
+        done.add_index("found").await.unwrap();
+        let (id, durable) = (done.id().clone(), &cache.shared.core.durable);
+        let seq = cache.shared.core.state().get(&id).unwrap().seq;
+        assert!(seq <= durable.load(Ordering::SeqCst), "it may come back");
+        drop(done);
+        let all = crate::PruneOptions {
+            all: true,
+            ..crate::PruneOptions::default()
+        };
+        cache.prune(all).await.unwrap();
+        id
+    });
+    and_die(async {
+        let cache = place.open_in("another boot").await;
+        place.check(&cache).await;
+        assert!(cache.get(&id).await.is_err());
+    });
 }
 
 #[test]
