@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::containerd::Containerd;
 use crate::run::{bin, wait_until};
-use crate::{Engine, SmallDisk, Store, leak, memory};
+use crate::{Engine, SmallDisk, Store, boots, leak, memory};
 
 /// The variable with the tree of an engine that cases run on instead of `cooperd`.
 const ENGINE: &str = "COOPER_TEST_ENGINE";
@@ -320,6 +320,18 @@ impl Daemon {
         let mut child = self.child.take().expect("the daemon runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Waits until all that was written survives the death of the machine.
+    #[track_caller]
+    pub fn wait_durable(&self) {
+        boots::wait_durable(&self.root);
+    }
+
+    /// Kills it, and lets the next one find that the machine died with it.
+    pub fn kill_with_machine(&mut self) {
+        self.kill();
+        boots::another_boot(&self.root);
     }
 
     fn socket(&self) -> PathBuf {

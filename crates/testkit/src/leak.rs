@@ -390,7 +390,7 @@ fn rows(database: &Path, table: &str, column: &str) -> impl Iterator<Item = Stri
     rows.into_iter()
 }
 
-fn entries(dir: &Path) -> BTreeSet<PathBuf> {
+pub(crate) fn entries(dir: &Path) -> BTreeSet<PathBuf> {
     let Ok(list) = std::fs::read_dir(dir) else {
         return BTreeSet::new();
     };

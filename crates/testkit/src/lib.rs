@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod boots;
 mod broken;
 mod buildx;
 mod certificates;

@@ -104,6 +104,41 @@ fn sol03_sol10_the_same_again_is_cached_also_after_the_daemon_was_stopped_and_ki
 }
 
 #[test]
+fn sol10_mnt05_what_was_durable_is_there_after_the_machine_died() {
+    let watch = leak::Watch::begin();
+    let registry = Registry::start();
+    let context = context(&push_busybox(&registry));
+    let kept = |step: &str| {
+        let dockerfile = format!(
+            "FROM {}\nRUN --mount=type=cache,target=/kept {step}\n",
+            push_busybox(&registry)
+        );
+        Context::new().file("Dockerfile", dockerfile)
+    };
+    let mut daemon = Daemon::start();
+    let [buildx, cooper] = Client::of(&daemon);
+    let out = Out::new();
+    let build = |client: &Client| client.build(&context, &[&out.local("x")]).success();
+    build(&buildx);
+    buildx.build(&kept("echo 1 > /kept/file"), &[]).success();
+    daemon.wait_durable();
+
+    // What uses it, packs it and names it anew is not durable, and takes nothing along.
+    all_cached(&build(&cooper));
+    let image = format!("--output=type=oci,dest={}", out.path("image.tar").display());
+    all_cached(&buildx.build(&context, &[&image]).success());
+    daemon.kill_with_machine();
+    daemon.spawn();
+    all_cached(&build(&buildx));
+    all_cached(&build(&cooper));
+    buildx.build(&kept("grep -x 1 /kept/file"), &[]).success();
+    assert_eq!(out.read("x/hello"), "hello\n");
+
+    drop((buildx, cooper, daemon, registry, out, context));
+    watch.check();
+}
+
+#[test]
 fn df14_independent_stages_run_at_the_same_time() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
