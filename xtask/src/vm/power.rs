@@ -13,6 +13,9 @@ use super::programs;
 pub(super) const NAME: &str = "power-cuts";
 /// What the guest prints when it has checked what the last cut left, and works again.
 const WORKS: &str = "power: works";
+/// What it prints when it has made sure what a cut leaves, and before it may be less; two numbers
+/// follow that the next boot is told.
+const DURABLE: &str = "power: durable ";
 /// Milliseconds from then to the cut.
 const CUT: std::ops::Range<u64> = 500..20_000;
 /// A guest that has neither begun to work nor found a mistake by then hangs.
@@ -41,12 +44,14 @@ pub(super) fn run(machine: &Machine, dir: &Path, programs: &Path, options: &Opti
     let disk = dir.join("cuts.img");
     std::fs::copy(programs, &disk).context("copy the disk")?;
     let mut random = Random(options.seed);
+    let mut durable = String::new();
     for cut in 0..=options.cuts {
         let last = cut == options.cuts;
         let after = Duration::from_millis(CUT.start + random.next() % (CUT.end - CUT.start));
         let seed = random.next();
         let script = format!(
-            "{}export COOPER_TEST_RUNTIME={} COOPER_POWER_SEED={seed} COOPER_POWER_LAST={}\n\
+            "{}export COOPER_TEST_RUNTIME={} COOPER_POWER_SEED={seed} COOPER_POWER_LAST={} \
+             COOPER_POWER_DURABLE='{durable}'\n\
              tests/{} --test-threads=1 --nocapture --exact power::goes_on\n",
             programs::ENVIRONMENT,
             if seed.is_multiple_of(2) {
@@ -68,13 +73,18 @@ pub(super) fn run(machine: &Machine, dir: &Path, programs: &Path, options: &Opti
         let end = machine.run(&boot, |line| {
             output.push_str(line);
             output.push('\n');
-            if line.starts_with("power: ") {
+            if let Some(promised) = line.strip_prefix(DURABLE) {
+                promised.clone_into(&mut durable);
+            } else if line.starts_with("power: ") {
                 println!("{cut}: {line}");
             }
             (line == WORKS && !last).then_some(after)
         });
         match end {
-            Ok(End::Cut) => println!("{cut}: cut after {} ms", after.as_millis()),
+            Ok(End::Cut) => println!(
+                "{cut}: cut after {} ms, durable: {durable}",
+                after.as_millis()
+            ),
             Ok(End::Exit(0)) if last => return Ok(()),
             Ok(End::Exit(code)) => bail!("after cut {cut}: exit code {code}\n{output}"),
             Err(error) => bail!("after cut {cut}: {error:#}\n{output}"),

@@ -4,6 +4,7 @@
 //! that was half written is known, whoever gives it out.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +14,7 @@ use cooper_llb::build::{Constraints, Exec, Local, MountKind, State};
 use cooper_proto::control::{DiskUsageRequest, PruneRequest};
 use cooper_proto::pb;
 use cooper_session::serve::Output;
-use cooper_testkit::{Daemon, leak, run};
+use cooper_testkit::{Daemon, boots, leak, run};
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 
@@ -32,6 +33,8 @@ const VERSIONS: u64 = 3;
 const SMALL: usize = 50_000;
 /// Bytes of a file in the cache mount.
 const KEPT: usize = 200_000;
+/// Files that each step adds to the cache mount, at least.
+const ADDED: u64 = 3;
 const APPLETS: &str = "basename cat cmp echo head ls mkdir rm seq sh true wc yes";
 /// A build takes no longer.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,12 +45,42 @@ fn repeated(text: &str, size: usize) -> Vec<u8> {
     line.into_iter().cycle().take(size).collect()
 }
 
+/// What has to be there after the next cut. The machine that runs this one is told, because it
+/// forgets nothing: each time before it may be less, and once there is certainly more.
+#[derive(Debug, Default)]
+struct Promise {
+    /// How many steps.
+    steps: usize,
+    /// How many files in the cache mount.
+    kept: usize,
+    /// Counts what takes something away, begun and ended each.
+    taken: u64,
+}
+
+impl Promise {
+    /// Says it, and returns when it was heard.
+    fn say(&self) {
+        println!("\npower: durable {} {}", self.steps, self.kept);
+        std::io::stdout().flush().unwrap();
+        // A file, when somebody looks into a case by hand.
+        let _ = nix::sys::termios::tcdrain(std::io::stdout());
+    }
+}
+
+/// The promise of the boot before.
+fn promised() -> (usize, usize) {
+    let text = std::env::var("COOPER_POWER_DURABLE").unwrap_or_default();
+    let mut numbers = text.split(' ').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 struct Work {
     client: Client,
     base: PathBuf,
     local: PathBuf,
     out: PathBuf,
     random: Mutex<u64>,
+    promise: Mutex<Promise>,
 }
 
 /// How many steps were there already, how many were asked for, and how many bytes of local sources
@@ -98,12 +131,23 @@ fn goes_on() {
             hits.all,
             FILES * SMALL as u64,
         );
+        let (steps, files) = promised();
+        assert!(
+            hits.cached >= steps && kept >= files,
+            "{steps} steps and {files} files in the cache mount were durable"
+        );
     });
     if last {
         drop((work, rt, daemon));
         check_folders();
         return;
     }
+    // Nothing is going on: all of it becomes durable, and so it has to be there.
+    boots::wait_durable(Path::new(ROOT));
+    work.promise(|promise| {
+        promise.steps = usize::try_from(CHAINS * STEPS).unwrap();
+        promise.kept = usize::try_from(ADDED).unwrap();
+    });
     println!("power: works");
     rt.block_on(work.until_the_cut());
 }
@@ -156,11 +200,19 @@ impl Work {
             local,
             out,
             random: Mutex::new(seed | 1),
+            promise: Mutex::default(),
         };
         for file in 0..FILES {
             work.write(file, work.random(VERSIONS));
         }
         work
+    }
+
+    /// Changes the promise and says it.
+    fn promise(&self, change: impl FnOnce(&mut Promise)) {
+        let mut promise = self.promise.lock().unwrap();
+        change(&mut promise);
+        promise.say();
     }
 
     /// A number below `most` (xorshift64).
@@ -262,7 +314,7 @@ impl Work {
         let script = format!(
             "for f in $(ls /c); do yes $f | head -c {KEPT} | cmp - /c/$f >> /o/bad 2>&1 || true; \
              done; ls /c > /o/names; [ $(ls /c | wc -l) -lt 20 ] || rm -r /c/*; \
-             for i in 1 2 3; do yes {number}-$i | head -c {KEPT} > /c/{number}-$i; done"
+             for i in $(seq {ADDED}); do yes {number}-$i | head -c {KEPT} > /c/{number}-$i; done"
         );
         let kind = MountKind::Cache {
             id: "kept".into(),
@@ -315,7 +367,10 @@ impl Work {
         let chain = self.random(CHAINS);
         let path = self.out.join("image.tar");
         let made = self.chain(chain, STEPS);
-        let solve = solve_to(self.solve(&made), "oci", &[], Output::File(path.clone()));
+        // What takes the time of an emulated machine is compression.
+        let attrs = [("compression", "uncompressed")];
+        let output = Output::File(path.clone());
+        let solve = solve_to(self.solve(&made), "oci", &attrs, output);
         self.run(solve, &mut Hits::default()).await;
         let archive = Archive::read(&std::fs::read(&path).unwrap());
         let mut blobs = 0;
@@ -345,34 +400,57 @@ impl Work {
         };
         let others = async {
             loop {
-                self.check_kept().await;
-                self.check_local(true).await;
                 // What nobody writes to is made durable.
                 tokio::time::sleep(Duration::from_millis(self.random(10_000))).await;
+                self.check_local(true).await;
+                self.promise(|promise| promise.kept = 0);
+                let taken = self.promise.lock().unwrap().taken;
+                self.check_kept().await;
+                if self.random(2) == 0 {
+                    boots::wait_durable(Path::new(ROOT));
+                    self.promise(|promise| {
+                        if promise.taken == taken && taken.is_multiple_of(2) {
+                            promise.kept = usize::try_from(ADDED).unwrap();
+                        }
+                    });
+                }
             }
         };
         let prune = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(1000 + self.random(15_000))).await;
-                let request = match self.random(3) {
-                    0 => PruneRequest {
-                        all: true,
-                        ..PruneRequest::default()
-                    },
-                    1 => PruneRequest {
-                        all: true,
-                        max_used_space: 4 << 20,
-                        ..PruneRequest::default()
-                    },
-                    _ => PruneRequest {
-                        filter: vec!["type==exec.cachemount".into()],
-                        ..PruneRequest::default()
-                    },
+                let all = PruneRequest {
+                    all: true,
+                    ..PruneRequest::default()
                 };
+                let (mounts_only, request) = match self.random(3) {
+                    0 => (false, all),
+                    1 => {
+                        let max_used_space = 4 << 20;
+                        let some = PruneRequest {
+                            max_used_space,
+                            ..all
+                        };
+                        (false, some)
+                    }
+                    _ => {
+                        let filter = vec!["type==exec.cachemount".into()];
+                        let mounts = PruneRequest { filter, ..all };
+                        (true, mounts)
+                    }
+                };
+                self.promise(|promise| {
+                    promise.taken += 1;
+                    promise.kept = 0;
+                    if !mounts_only {
+                        promise.steps = 0;
+                    }
+                });
                 let pruned = self.client.prune(request).await.unwrap();
                 pruned
                     .for_each(|record| async { drop(record.unwrap()) })
                     .await;
+                self.promise(|promise| promise.taken += 1);
             }
         };
         tokio::join!(chains, others, prune);
