@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
 use cooper_executor::{
-    Bundle, ContainerSpec, Ended, ExecError, Exit, Group, Process, Running, Usage,
+    Bundle, ContainerSpec, Ended, ExecError, Exit, Group, Process, Running, Usage, unconfinable,
 };
 use cooper_sys::PidFd;
 use oci_spec::runtime::Spec;
@@ -308,7 +308,8 @@ async fn fail(
                 let complaints = stdio.complaints();
                 drop(stdio);
                 complain(complaints, complaint).await;
-                container.ended.tell(Ok(REFUSED));
+                let why = unconfinable(&container.config);
+                container.ended.tell(why.map_or(Ok(REFUSED), Err));
                 let _ = told.send(Ok(container.clone()));
                 return bundle;
             }

@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_executor::cni::Namespace;
-use cooper_executor::{Bundle, Ended, ExecError, Exit, Group, Process, Running, TtySize, Usage};
+use cooper_executor::{
+    Bundle, Ended, ExecError, Exit, Group, Process, Running, TtySize, Usage, unconfinable,
+};
 use cooper_sys::PidFd;
 use oci_spec::runtime::Spec;
 use std::os::unix::process::ExitStatusExt;
@@ -80,6 +82,12 @@ impl Container {
         };
         let file = self.up.file()?;
         (code == 0 && !file.exists()).then(|| binary.path())
+    }
+
+    /// Why a container that ended with this code could not be started, where that can be said
+    /// better than the runtime has.
+    fn not_startable(&self, code: u32) -> Option<String> {
+        (code != 0 && !self.up.was()).then(|| unconfinable(&self.config))?
     }
 
     pub(crate) fn stopped(&self) -> ExecError {
@@ -249,9 +257,11 @@ async fn finish(
         });
         bundle.unmount();
         let ended = ended.map_err(|error| format!("wait for a container: {error}"));
-        let ended = ended.and_then(|exit| match container.never_started(exit.code) {
-            Some(runtime) => Err(format!("{} ended and started nothing", runtime.display())),
-            None => Ok(exit),
+        let ended = ended.and_then(|exit| {
+            if let Some(runtime) = container.never_started(exit.code) {
+                return Err(format!("{} ended and started nothing", runtime.display()));
+            }
+            container.not_startable(exit.code).map_or(Ok(exit), Err)
         });
         (ended, bundle)
     });

@@ -58,6 +58,14 @@ impl Up {
         }
     }
 
+    /// Whether the process has been up.
+    pub(crate) fn was(&self) -> bool {
+        match self {
+            Self::File(file) => file.exists(),
+            Self::Told(_, sender) => *sender.borrow(),
+        }
+    }
+
     /// The file, if there is one.
     pub(crate) fn file(&self) -> Option<&Path> {
         match self {

@@ -18,6 +18,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod attach;
 mod bundle;
 mod capabilities;
@@ -42,6 +43,7 @@ mod stubs;
 pub mod testsuite;
 mod user;
 
+pub use apparmor::unconfinable;
 pub use attach::Attached;
 pub use bundle::{Bundle, remove_left};
 pub use capabilities::Capabilities;

@@ -80,5 +80,7 @@ fn a_profile_that_is_not_loaded_is_named() {
     for part in ["apparmor", "no-such-profile"] {
         assert!(said.contains(part), "{part:?} is not in {said}");
     }
+    let missing = "the AppArmor profile \"no-such-profile\" is not loaded";
+    assert!(error.contains(missing), "{error}");
     bench.end();
 }
