@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cooper_executor::testsuite::Quirks;
 use cooper_executor_runc::{RuncConfig, RuncExecutor};
 
-async fn conforms(binary: &str) {
-    cooper_executor::testsuite::run(|root, parent| {
+async fn conforms(binary: &str, quirks: Quirks) {
+    cooper_executor::testsuite::run_with(quirks, |root, parent| {
         let mut config = RuncConfig::new(root);
         config.binary = Some(binary.into());
         config.cgroup_parent = parent.to_owned();
@@ -16,7 +17,7 @@ async fn conforms(binary: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runc_conforms() {
-    conforms("runc").await;
+    conforms("runc", Quirks::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,6 +28,21 @@ async fn crun_conforms() {
     let controllers = std::fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
     let hybrid = controllers.is_ok_and(|text| !text.trim().is_empty());
     if there && !hybrid {
-        conforms("crun").await;
+        let quirks = Quirks {
+            keeps_terminal_size: crun_version() < [1, 8, 7],
+        };
+        conforms("crun", quirks).await;
     }
+}
+
+/// The three numbers of `crun version 1.8.1`; later ones have two.
+fn crun_version() -> [u32; 3] {
+    let output = std::process::Command::new("crun").arg("--version").output();
+    let text = String::from_utf8(output.expect("crun runs").stdout).expect("it says text");
+    let version = text.split_whitespace().nth(2).expect("it says its version");
+    let mut numbers = version.split('.').map(|number| {
+        let number = number.parse::<u32>();
+        number.expect("a version is numbers")
+    });
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }

@@ -37,17 +37,31 @@ struct Fixture {
     parent: String,
     executor: Arc<dyn Executor>,
     descriptors: usize,
+    quirks: Quirks,
+}
+
+/// What a runtime of others is known not to do, in versions that are still around.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quirks {
+    /// It tells a process that its terminal has another size, and gives the terminal none: crun
+    /// before 1.8.7 (containers/crun, pull request 1262).
+    pub keeps_terminal_size: bool,
 }
 
 /// Runs the suite on executors that `open` makes, each for a root folder and a parent of
 /// control groups of its own.
 pub async fn run(open: impl Fn(&Path, &str) -> Arc<dyn Executor>) {
+    run_with(Quirks::default(), open).await;
+}
+
+/// Runs it with a runtime that has `quirks`, which it has to have then.
+pub async fn run_with(quirks: Quirks, open: impl Fn(&Path, &str) -> Arc<dyn Executor>) {
     let wanted = std::env::var("COOPER_SUITE").unwrap_or_default();
     macro_rules! cases {
         ($($module:ident :: $case:ident),* $(,)?) => {$(
             if stringify!($case).contains(&wanted) {
                 eprintln!("  {}", stringify!($case));
-                let fixture = Fixture::new(&open);
+                let fixture = Fixture::new(&open, quirks);
                 Box::pin($module::$case(&fixture)).await;
                 fixture.nothing_remains().await;
             }
@@ -170,7 +184,7 @@ pub async fn run(open: impl Fn(&Path, &str) -> Arc<dyn Executor>) {
 }
 
 impl Fixture {
-    fn new(open: &impl Fn(&Path, &str) -> Arc<dyn Executor>) -> Self {
+    fn new(open: &impl Fn(&Path, &str) -> Arc<dyn Executor>, quirks: Quirks) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let parent = format!("cooper-suite-{}-{number}", std::process::id());
@@ -194,6 +208,15 @@ impl Fixture {
             parent,
             executor,
             descriptors,
+            quirks,
+        }
+    }
+
+    /// The size of a terminal of `old` size that was given the `new` one.
+    fn resized<'a>(&self, old: &'a str, new: &'a str) -> &'a str {
+        match self.quirks.keeps_terminal_size {
+            true => old,
+            false => new,
         }
     }
 

@@ -158,7 +158,8 @@ pub(super) async fn another_process_has_a_terminal(fixture: &Fixture) {
     assert_eq!(exit.expect("it goes on").unwrap().code, 5);
     drop(write);
     let text = written.text().replace('\r', "");
-    assert_eq!(text, "22 66\n33 77\n");
+    let now = fixture.resized("22 66", "33 77");
+    assert_eq!(text, format!("22 66\n{now}\n"));
 }
 
 pub(super) async fn another_process_reads_and_writes(fixture: &Fixture) {

@@ -182,7 +182,8 @@ pub(super) async fn a_terminal_has_a_size(fixture: &Fixture) {
     written.wait_for("up").await;
     running.resize(44, 111).await.unwrap();
     assert_eq!(running.wait().await.unwrap().code, 5);
-    assert_eq!(written.text(), "33 101\r\nup\r\n44 111\r\n");
+    let now = fixture.resized("33 101", "44 111");
+    assert_eq!(written.text(), format!("33 101\r\nup\r\n{now}\r\n"));
 
     // What is typed is read, and seen.
     let (read, write) = super::pipe();
