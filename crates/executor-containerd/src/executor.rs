@@ -81,13 +81,19 @@ impl ContainerdExecutor {
         let owner = owner.ok_or_else(|| {
             ExecError::io("name", &root)(std::io::ErrorKind::InvalidFilename.into())
         })?;
-        left::sweep(&asked, &owner).await?;
+        let mut ids = left::sweep(&asked, &owner).await?;
         let (dir, hierarchies) = (bundles.clone(), machine.hierarchies().clone());
-        blocking(move || {
-            left::sweep_bundles(&dir, &hierarchies);
-            Ok(())
+        let ids = blocking(move || {
+            left::sweep_bundles(&dir, &hierarchies, &mut ids);
+            Ok(ids)
         })
         .await?;
+        let closing = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        if !ids.is_empty() {
+            let late = left::sweep_late(asked, config.runtime.clone(), ids);
+            tracker.spawn(closing.clone().run_until_cancelled_owned(late));
+        }
         Ok(Self {
             shared: Arc::new(Shared {
                 containerd,
@@ -96,8 +102,8 @@ impl ContainerdExecutor {
                 bundles,
                 machine,
                 left: Left::default(),
-                tracker: TaskTracker::new(),
-                closing: CancellationToken::new(),
+                tracker,
+                closing,
             }),
         })
     }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Containerd;
+use crate::task::Task;
 
 /// How long it may take to answer.
 const START: Duration = Duration::from_secs(30);
@@ -52,6 +53,16 @@ impl Server {
     /// A connection to it.
     pub fn connect(&self, namespace: &str) -> Containerd {
         Containerd::new(self.address(), namespace).expect("a good namespace")
+    }
+
+    /// Makes it forget the container `id`, but not what runs in it.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn forget(&self, namespace: &str, id: &str) {
+        let containerd = self.connect(namespace);
+        let forgotten = Task::new(&containerd, id).forget().await;
+        forgotten.expect("containerd forgets");
     }
 
     /// Ends it. Containers go on, as with any containerd.

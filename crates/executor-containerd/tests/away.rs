@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cooper_executor::{ContainerSpec, ExecError, Executor, Output, Process, Running};
 use cooper_executor_containerd::testing::Server;
@@ -148,12 +148,9 @@ async fn runs_a_container_forever() {
     running.wait().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_process_left_is_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
+/// Has a process run a container in `dir` and kills it.
+fn leave(dir: &Path, server: &Server) {
     root_files(dir);
-    let server = Server::start().await;
     let mut killed = Command::new(std::env::current_exe().unwrap())
         .args(["runs_a_container_forever", "--exact", "--nocapture"])
         .env(DIR, dir)
@@ -168,6 +165,14 @@ async fn what_a_killed_process_left_is_removed() {
     killed.wait().unwrap();
     assert_eq!(MountPoint::below(dir).unwrap().len(), 1);
     assert_eq!(listed(&server.address(), "tasks").lines().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_left_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let server = Server::start().await;
+    leave(dir, &server);
     // Another root's containers are another's.
     let elsewhere = tempfile::tempdir().unwrap();
     let other = open(elsewhere.path(), server.connect(NAMESPACE)).await;
@@ -177,5 +182,28 @@ async fn what_a_killed_process_left_is_removed() {
     let executor = open(dir, server.connect(NAMESPACE)).await.unwrap();
     assert_eq!(listed(&server.address(), "containers"), "");
     executor.close().await;
+    nothing_remains(dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_containerd_made_after_it_was_swept_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let server = Server::start().await;
+    leave(dir, &server);
+    // As when it was asked to make one, then to forget it, and then came to the end of the first.
+    let tasks = listed(&server.address(), "tasks");
+    server.forget(NAMESPACE, tasks.trim_end()).await;
+    assert_eq!(listed(&server.address(), "containers"), "");
+    assert_eq!(listed(&server.address(), "tasks"), tasks);
+
+    let executor = open(dir, server.connect(NAMESPACE)).await.unwrap();
+    let begun = Instant::now();
+    while !listed(&server.address(), "tasks").is_empty() {
+        assert!(begun.elapsed() < LIMIT, "it stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    executor.close().await;
+    assert_eq!(listed(&server.address(), "containers"), "");
     nothing_remains(dir);
 }
