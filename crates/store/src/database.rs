@@ -6,12 +6,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tokio::sync::oneshot;
 
+use crate::damage::{self, Salvaged};
 use crate::table::{Read, Write, as_sql};
 use crate::writer::{Call, Message, Writer};
 use crate::{Seq, StoreError};
 
-/// The format of the file, raised when an older program could not read it.
-const VERSION: i64 = 1;
+/// The format of the file, raised when an older program could not read it. Rows have checksums
+/// since 2.
+const VERSION: i64 = 2;
+const WITHOUT_SUMS: i64 = 1;
+/// No format has a higher number: one that has is damage.
+const FORMATS: i64 = 1000;
+/// The schema.
+const TABLES: &str = "CREATE TABLE IF NOT EXISTS kv (
+         tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
+         sum INTEGER, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+     CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+     CREATE TABLE IF NOT EXISTS kept (
+         tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
+         until INTEGER NOT NULL, sum INTEGER, PRIMARY KEY (tbl, key, seq)) WITHOUT ROWID;
+     CREATE TABLE IF NOT EXISTS dropped (
+         tbl TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;";
 /// Pages of 4 KiB that the log may have before a commit folds it.
 const LOG_PAGES: i64 = 16 << 10;
 /// Bytes that the file of the log keeps when it begins anew, and that are set aside for it.
@@ -80,23 +95,34 @@ impl Store {
     fn start(location: Location, boot: &str) -> Result<(Self, Vec<Dropped>), StoreError> {
         let path = location.path();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-                StoreError::Corrupt {
-                    path: path.clone(),
-                    detail: source.to_string(),
-                }
-            }
             // SQLite's message for it is that something went wrong.
             Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure)
                 if is_full(&path) =>
             {
                 StoreError::Full { path: path.clone() }
             }
-            _ => StoreError::Open {
+            Some(code) if is_of_system(code) => StoreError::Open {
                 path: path.clone(),
                 source,
             },
+            // The statements are always the same: where they fail the schema is another.
+            _ => StoreError::Corrupt {
+                path: path.clone(),
+                detail: source.to_string(),
+            },
         };
+        let cut = match &location {
+            // SQLite leaves out what is behind a damaged place of the log, and truncates it.
+            Location::File(path) => damage::find_in_log(path).map_err(StoreError::Durable)?,
+            Location::Memory(_) => None,
+        };
+        if let Some(detail) = cut
+            && let Location::File(path) = &location
+            && is_of_boot(path, boot)
+        {
+            let path = path.clone();
+            return Err(StoreError::Corrupt { path, detail });
+        }
         let mut connection = location.connect().map_err(failed)?;
         let anchor = match &location {
             Location::Memory(_) => Some(location.connect().map_err(failed)?),
@@ -105,37 +131,28 @@ impl Store {
         let found: i64 = connection
             .query_row("PRAGMA user_version", [], |row| row.get(0))
             .map_err(failed)?;
-        if found != 0 && found != VERSION {
+        if !(0..FORMATS).contains(&found) {
+            let detail = format!("its format has the number {found}");
+            return Err(StoreError::Corrupt { path, detail });
+        }
+        if found != 0 && found != VERSION && found != WITHOUT_SUMS {
             return Err(StoreError::Version {
                 path,
                 found,
                 known: VERSION,
             });
         }
-        connection
-            .execute_batch(&format!(
-                "CREATE TABLE IF NOT EXISTS kv (
-                     tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
-                     PRIMARY KEY (tbl, key)) WITHOUT ROWID;
-                 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-                 CREATE TABLE IF NOT EXISTS kept (
-                     tbl TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
-                     until INTEGER NOT NULL, PRIMARY KEY (tbl, key, seq)) WITHOUT ROWID;
-                 CREATE TABLE IF NOT EXISTS dropped (
-                     tbl TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
-                 PRAGMA user_version = {VERSION};"
-            ))
-            .map_err(failed)?;
+        if found != VERSION {
+            prepare(&connection, found).map_err(failed)?;
+        }
         if matches!(location, Location::File(_)) {
-            let verdict: String = connection
-                .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-                .map_err(failed)?;
-            if verdict != "ok" {
-                return Err(StoreError::Corrupt {
-                    path,
-                    detail: verdict,
-                });
+            if let Some(detail) = damage::find(&connection).map_err(failed)? {
+                return Err(StoreError::Corrupt { path, detail });
             }
+            if found == WITHOUT_SUMS {
+                add_sums(&mut connection).map_err(failed)?;
+            }
+            shorten_log(&connection, &path);
         }
         let dropped = drop_lost(&mut connection, boot).map_err(failed)?;
         let seq: i64 = connection
@@ -161,6 +178,46 @@ impl Store {
             },
             dropped,
         ))
+    }
+
+    /// Makes a store in the file `path`, which is not there, of what was salvaged of another.
+    pub(crate) fn refill(path: &Path, salvaged: Salvaged) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let mut connection = Location::File(path.to_owned()).connect().map_err(failed)?;
+        let mut fill = || {
+            prepare(&connection, 0)?;
+            let tx = connection.transaction()?;
+            for ((table, key), (value, seq)) in &salvaged.rows {
+                let sum = damage::sum(table, key, value, *seq);
+                let row = (table, key, value, seq, sum);
+                let sql = "INSERT INTO kv (tbl, key, value, seq, sum) VALUES (?1, ?2, ?3, ?4, ?5)";
+                tx.execute(sql, row)?;
+            }
+            for ((table, key, seq), (value, until)) in &salvaged.kept {
+                let sum = damage::sum(table, key, value, *seq);
+                let row = (table, key, value, seq, until, sum);
+                let sql = "INSERT INTO kept (tbl, key, value, seq, until, sum) \
+                           VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+                tx.execute(sql, row)?;
+            }
+            for row in &salvaged.dropped {
+                tx.execute("INSERT INTO dropped (tbl, key) VALUES (?1, ?2)", row)?;
+            }
+            let mut meta = salvaged.meta.clone();
+            if !meta.contains_key("boot") || !meta.contains_key("watermark") {
+                // It is not known what of it was durable, so nothing counts as that.
+                meta.insert("boot".to_owned(), "unknown".to_owned());
+                meta.insert("watermark".to_owned(), "0".to_owned());
+            }
+            for row in &meta {
+                tx.execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", row)?;
+            }
+            tx.commit()
+        };
+        fill().map_err(failed)
     }
 
     /// Runs `function` in a transaction and returns when it is committed: what it wrote
@@ -358,6 +415,75 @@ fn is_full(path: &Path) -> bool {
     free.is_ok_and(|free| free < INDEX)
 }
 
+/// Whether a failure comes from the system and says nothing of the file's content.
+fn is_of_system(code: rusqlite::ErrorCode) -> bool {
+    use rusqlite::ErrorCode as Code;
+    matches!(
+        code,
+        Code::PermissionDenied
+            | Code::OperationAborted
+            | Code::DatabaseBusy
+            | Code::DatabaseLocked
+            | Code::OutOfMemory
+            | Code::ReadOnly
+            | Code::OperationInterrupted
+            | Code::SystemIoFailure
+            | Code::DiskFull
+            | Code::CannotOpen
+            | Code::FileLockingProtocolFailed
+            | Code::NoLargeFileSupport
+    )
+}
+
+/// Makes the tables, or those of an earlier format ones of this.
+fn prepare(connection: &Connection, found: i64) -> Result<(), rusqlite::Error> {
+    if found == WITHOUT_SUMS {
+        // Those that came later. The format stays the earlier one until all rows have their
+        // checksums.
+        connection.execute_batch(TABLES)?;
+        for table in ["kv", "kept"] {
+            let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = 'sum'";
+            if !connection.prepare(sql)?.exists([table])? {
+                connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN sum INTEGER"))?;
+            }
+        }
+        return Ok(());
+    }
+    connection.execute_batch(&format!("{TABLES} PRAGMA user_version = {VERSION};"))
+}
+
+fn add_sums(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+    let tx = connection.transaction()?;
+    damage::add_sums(&tx)?;
+    tx.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
+    tx.commit()
+}
+
+/// Processes that were killed before they made a checkpoint leave a log that grows with each of
+/// them: it begins anew when it is long.
+fn shorten_log(connection: &Connection, path: &Path) {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let long = Path::new(&log)
+        .metadata()
+        .is_ok_and(|log| log.len() > LOG_KEPT);
+    if long
+        && let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    {
+        tracing::warn!(%error, "the log of the metadata store could not be shortened");
+    }
+}
+
+/// Whether the store was last opened in this boot. Looked at without taking in the log.
+fn is_of_boot(path: &Path, boot: &str) -> bool {
+    let url = format!("file:{}?immutable=1", path.display());
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(url, flags);
+    let last = connection.and_then(|connection| read_meta(&connection, "boot"));
+    // Where that cannot be told, the file itself is damaged too.
+    last.map_or(true, |last| last.is_none_or(|last| last == boot))
+}
+
 fn read_meta(connection: &Connection, name: &str) -> Result<Option<String>, rusqlite::Error> {
     let sql = "SELECT value FROM meta WHERE name = ?1";
     connection
@@ -385,7 +511,8 @@ fn drop_lost(connection: &mut Connection, boot: &str) -> Result<Vec<Dropped>, ru
         transaction.execute(&sql, mark)?;
         transaction.execute("DELETE FROM kv WHERE seq > ?1", mark)?;
         let sql = format!(
-            "INSERT INTO kv (tbl, key, value, seq) SELECT tbl, key, value, seq FROM kept WHERE {back}"
+            "INSERT INTO kv (tbl, key, value, seq, sum) \
+             SELECT tbl, key, value, seq, sum FROM kept WHERE {back}"
         );
         transaction.execute(&sql, mark)?;
         transaction.execute("DELETE FROM kept", [])?;

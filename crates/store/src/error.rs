@@ -28,6 +28,14 @@ pub enum StoreError {
         /// What SQLite found.
         detail: String,
     },
+    /// A damaged file could not be put aside, or its whole rows not be brought over.
+    #[error("begin the damaged metadata store {path} anew")]
+    Rebuild {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The file was written by a version of the program that this one does not know.
     #[error("the metadata store {path} has format {found}, this program knows {known}")]
     Version {

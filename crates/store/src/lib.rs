@@ -22,11 +22,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod damage;
 mod database;
 mod error;
 mod table;
 mod writer;
 
+pub use damage::{Opened, Rebuilt};
 pub use database::{Dropped, Store};
 pub use error::StoreError;
 pub use table::{Read, Table, Write};

@@ -153,19 +153,22 @@ impl Write<'_> {
         match known {
             Some((_, true)) => return Ok(()),
             Some((seq, false)) if seq <= as_sql(self.fixed) => {
-                let sql = "INSERT INTO kept (tbl, key, value, seq, until) \
-                           SELECT tbl, key, value, seq, ?3 FROM kv WHERE tbl = ?1 AND key = ?2";
+                let sql = "INSERT INTO kept (tbl, key, value, seq, until, sum) \
+                           SELECT tbl, key, value, seq, ?3, sum FROM kv WHERE tbl = ?1 AND key = ?2";
                 self.connection
                     .prepare_cached(sql)?
                     .execute((table, key, as_sql(self.seq)))?;
             }
             Some(_) | None => {}
         }
-        let sql = "INSERT INTO kv (tbl, key, value, seq) VALUES (?1, ?2, ?3, ?4) \
-                   ON CONFLICT (tbl, key) DO UPDATE SET value = excluded.value, seq = excluded.seq";
+        let sql = "INSERT INTO kv (tbl, key, value, seq, sum) VALUES (?1, ?2, ?3, ?4, ?5) \
+                   ON CONFLICT (tbl, key) DO UPDATE SET value = excluded.value, seq = excluded.seq, \
+                   sum = excluded.sum";
+        let seq = as_sql(self.seq);
+        let sum = crate::damage::sum(table, key, text, seq);
         self.connection
             .prepare_cached(sql)?
-            .execute((table, key, text, as_sql(self.seq)))?;
+            .execute((table, key, text, seq, sum))?;
         Ok(())
     }
 
