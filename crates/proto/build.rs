@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "containerd/services/snapshots/v1/snapshots.proto",
     "containerd/services/tasks/v1/tasks.proto",
     "containerd/services/version/v1/version.proto",
+    "cooper/v1/disk.proto",
     "errdefs/errdefs.proto",
     "fsutil/types/stat.proto",
     "fsutil/types/wire.proto",

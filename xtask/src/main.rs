@@ -35,7 +35,7 @@ usage: cargo xtask <task>
              --worker containerd on the worker that goes through a containerd; --peers
              runs the cases again with the newest buildx, --builder docker those that
              make sense there on Docker's engine (both from Debian unstable, unpacked)
-  soak       long runs of steps, cancels and kills (all three or the named ones); --seed N
+  soak       long runs of steps, cancels, kills and disk (all or the named ones); --seed N
              has the choices of an earlier run; --release, --runtime and --worker as above
   examples   compile and run the programs under examples/
   test-vm    the tests of steps in a virtual machine with control groups of version 2,

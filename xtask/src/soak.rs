@@ -1,19 +1,47 @@
-//! The end-to-end cases that do much of the same, as long as is promised.
+//! The end-to-end cases that do much of the same, as long as is promised, and those of the cache
+//! alone.
 
 use anyhow::{Context, Result, bail};
 
+use crate::run::{cargo, check};
 use crate::test;
 
 /// The names of the runs. A name is also the module of its cases.
 const RUNS: &[&str] = &["steps", "cancel", "kill"];
 
+/// The run of the cache alone: 1,000 cycles of builds, prunes and restarts, 1,000 kills.
+const DISK: &str = "disk";
+
 /// Makes the runs that are named, else all.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let (args, seed) = parse(args)?;
+    let (disk, args): (Vec<_>, Vec<_>) = args.iter().cloned().partition(|arg| arg == DISK);
+    let (args, seed) = parse(&args)?;
+    let named = args
+        .iter()
+        .any(|arg| arg.starts_with("soak::") && arg != "soak::");
+    if !disk.is_empty() || !named {
+        cache(args.contains(&"--release".to_owned()), seed)?;
+    }
+    if !disk.is_empty() && !named {
+        return Ok(());
+    }
     let mut variables = vec![("COOPER_SOAK", "1".to_owned())];
     variables.extend(seed.map(|seed| ("COOPER_SOAK_SEED", seed.to_string())));
     // What they found is the point of it.
     test::e2e_with(&args, &variables, &["--nocapture"])
+}
+
+/// The cases of the cache alone.
+fn cache(release: bool, seed: Option<u64>) -> Result<()> {
+    let mut command = cargo(&["test", "--package", "cooper-cache"]);
+    if release {
+        command.arg("--release");
+    }
+    command
+        .args(["--test", "cycles", "--test", "kill", "--", "--nocapture"])
+        .env("COOPER_SOAK", "1")
+        .envs(seed.map(|seed| ("COOPER_SOAK_SEED", seed.to_string())));
+    check(&mut command)
 }
 
 /// What the end-to-end cases are to be asked for, and the seed.
@@ -39,7 +67,7 @@ fn parse(args: &[String]) -> Result<(Vec<String>, Option<u64>)> {
                 rest.push(format!("soak::{name}::"));
             }
             other => bail!(
-                "{other}: {}, --seed, --release, --runtime and --worker are known",
+                "{other}: {}, {DISK}, --seed, --release, --runtime and --worker are known",
                 RUNS.join(", ")
             ),
         }

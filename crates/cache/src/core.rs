@@ -9,6 +9,7 @@ use cooper_snapshot::Snapshotter;
 use cooper_store::{Seq, Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::blobs::{Book, Watched};
 use crate::contenthash::HashCache;
 use crate::keeper::Message;
 use crate::record::{OPENED, RECORDS};
@@ -30,7 +31,11 @@ pub(crate) type Handed = oneshot::Receiver<Result<Option<Seq>, StoreError>>;
 pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) snapshotter: Arc<dyn Snapshotter>,
+    /// Writes down in the book who touches what.
     pub(crate) content: Arc<dyn ContentStore>,
+    /// The same without the book.
+    pub(crate) blobs: Arc<dyn ContentStore>,
+    pub(crate) book: Arc<Book>,
     pub(crate) mounts: PathBuf,
     pub(crate) epoch: u64,
     pub(crate) boot: String,
@@ -41,6 +46,12 @@ pub(crate) struct Core {
     pub(crate) durable: AtomicU64,
     /// Whether something was written that no checkpoint covers or is waiting to cover.
     pub(crate) written: AtomicBool,
+    /// Held while records are pruned.
+    pub(crate) pruning: tokio::sync::Mutex<()>,
+    /// Told when what is being written was measured.
+    pub(crate) sampled: tokio::sync::Notify,
+    /// Bytes that one step may write at most; 0 for no limit.
+    pub(crate) most_of_step: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -59,18 +70,33 @@ impl std::ops::Deref for Shared {
 }
 
 impl Core {
-    pub(crate) fn new(config: crate::CacheConfig, epoch: u64, boot: String, state: State) -> Self {
+    pub(crate) fn new(
+        config: crate::CacheConfig,
+        epoch: u64,
+        boot: String,
+        state: State,
+        book: Book,
+    ) -> Self {
+        let book = Arc::new(book);
         Self {
             hashes: HashCache::new(config.store.clone()),
             store: config.store,
             snapshotter: config.snapshotter,
-            content: config.content,
+            content: Arc::new(Watched {
+                inner: config.content.clone(),
+                book: book.clone(),
+            }),
+            blobs: config.content,
+            book,
             mounts: config.mounts,
             epoch,
             boot,
             listeners: Mutex::default(),
             durable: AtomicU64::new(0),
             written: AtomicBool::new(false),
+            pruning: tokio::sync::Mutex::default(),
+            sampled: tokio::sync::Notify::new(),
+            most_of_step: AtomicU64::new(0),
             state: Mutex::new(state),
         }
     }

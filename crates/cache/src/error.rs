@@ -114,6 +114,17 @@ pub enum CacheError {
         /// Why.
         source: tokio::task::JoinError,
     },
+    /// A step has written more than one may.
+    #[error(
+        "the step has written {written} bytes, more than the limit of {most} bytes that \
+         maxStepBytes sets"
+    )]
+    Outgrown {
+        /// What it has written, in bytes.
+        written: u64,
+        /// The limit, in bytes.
+        most: u64,
+    },
     /// The task that owns the clean-up has ended.
     #[error("the cache is closed")]
     Closed,

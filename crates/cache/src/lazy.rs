@@ -140,8 +140,8 @@ impl ImmutableRef {
             state.hold_needs(&owner);
             if let Some(entry) = state.get_mut(self.id()) {
                 entry.record.state = Stage::Committed { name, owner };
-                entry.uses.size = None;
             }
+            state.set_size(self.id(), None);
             self.shared().hand_over(&mut state, self.id(), also)?
         };
         self.shared().touch();

@@ -41,6 +41,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod blobs;
+mod collect;
 mod contenthash;
 mod core;
 mod error;
@@ -51,6 +53,7 @@ mod lease;
 mod manager;
 mod mutable;
 mod open;
+mod plan;
 mod prune;
 mod record;
 mod refs;
@@ -60,7 +63,10 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod verify;
 
+pub use blobs::Work;
+pub use collect::{CacheLimits, Collector};
 pub use contenthash::{
     ChecksumOptions, EntryKind, FileHasher, FileStat, HashedChange, ListedFile, file_digest,
 };
@@ -71,7 +77,9 @@ pub use id::RefId;
 pub use lazy::{Fill, FillError};
 pub use manager::{CacheConfig, CacheManager};
 pub use mutable::MutableRef;
+pub use plan::{Plan, Stays, Why};
 pub use prune::{PruneOptions, UsageFilter};
 pub use record::{Layer, RecordOptions, RecordType};
 pub use refs::{ImmutableRef, LocalRef, MountedDir};
 pub use usage::UsageRecord;
+pub use verify::{Difference, Verified};

@@ -1,5 +1,6 @@
 //! Refs that are written, and how they become immutable.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cooper_snapshot::{ActiveKey, Mount, SnapshotName};
@@ -76,9 +77,7 @@ impl MutableRef {
         {
             let mut state = shared.state();
             state.insert(id.clone(), record, Uses::default());
-            if let Some(entry) = state.get_mut(&id) {
-                entry.taken = true;
-            }
+            state.set_taken(&id, true);
         }
         let mut made = Self {
             key: ActiveKey::new(key),
@@ -143,10 +142,8 @@ impl MutableRef {
                 return Err(CacheError::NotMutable { id: id.clone() });
             }
             let key = ActiveKey::new(key.clone());
-            entry.taken = true;
-            entry.uses.size = None;
-            entry.uses_changed = true;
             let sealed = entry.sealed.clone();
+            state.set_taken(id, true);
             let taken = Self {
                 shared: shared.clone(),
                 id: id.clone(),
@@ -255,6 +252,70 @@ impl MutableRef {
         }
     }
 
+    /// Resolves when what is written to `refs`, those of one step, is more than one step may
+    /// write ([`crate::CacheLimits`]): never without such a limit. It is looked at some times each
+    /// second, so a step that is fast may be done before: [`MutableRef::check_size`] looks then.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn outgrown(refs: &[&Self]) -> CacheError {
+        let Some(first) = refs.first() else {
+            return std::future::pending().await;
+        };
+        let core = &first.shared.core;
+        loop {
+            let told = core.sampled.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if let Err(error) = Self::check_known(refs) {
+                return error;
+            }
+            told.await;
+        }
+    }
+
+    /// Looks whether more is written to `refs`, those of one step, than one step may write.
+    ///
+    /// # Errors
+    /// [`CacheError::Outgrown`].
+    ///
+    /// # Cancel safety
+    /// Nothing is changed but what is known of sizes.
+    pub async fn check_size(refs: &[&Self]) -> Result<(), CacheError> {
+        for one in refs {
+            // Measuring costs something: not where nobody asks for it.
+            if one.shared.most_of_step.load(Ordering::Relaxed) == 0 {
+                return Ok(());
+            }
+            one.shared.measure(&one.id).await?;
+        }
+        Self::check_known(refs)
+    }
+
+    fn check_known(refs: &[&Self]) -> Result<(), CacheError> {
+        let Some(first) = refs.first() else {
+            return Ok(());
+        };
+        let most = first.shared.most_of_step.load(Ordering::Relaxed);
+        let state = first.shared.state();
+        let size = |id: &RefId| state.get(id).and_then(|entry| entry.uses.size).unwrap_or(0);
+        let written = refs.iter().map(|one| {
+            // A copy begins with what was copied.
+            let copied = match first.shared.snapshotter.copies() {
+                true => state
+                    .get(&one.id)
+                    .and_then(|entry| entry.record.parent.as_ref()),
+                false => None,
+            };
+            size(&one.id).saturating_sub(copied.map_or(0, size))
+        });
+        let written: u64 = written.sum();
+        if most > 0 && written > most {
+            return Err(CacheError::Outgrown { written, most });
+        }
+        Ok(())
+    }
+
     /// Makes it be found by `index` ([`crate::CacheManager::search`]).
     ///
     /// # Cancel safety
@@ -307,7 +368,7 @@ impl MutableRef {
                 name: self.id.to_string(),
                 owner: None,
             };
-            entry.taken = false;
+            state.set_taken(&self.id, false);
             let live = self.shared.pin(&mut state, &self.id);
             let live = live.expect("the entry was there a line ago");
             // The pin has it from here on: when this call is dropped, the record is waste.
@@ -338,11 +399,11 @@ impl MutableRef {
                     id: self.id.clone(),
                 });
             };
-            entry.taken = false;
             entry.used();
             entry.released.notify_waiters();
             self.given_back = true;
             let mut record = entry.record.clone();
+            state.set_taken(&self.id, false);
             record.state = Stage::Sealed {
                 origin: self.id.clone(),
             };
@@ -374,12 +435,13 @@ impl Drop for MutableRef {
         }
         {
             let mut state = self.shared.state();
+            state.set_taken(&self.id, false);
             if let Some(entry) = state.get_mut(&self.id) {
-                entry.taken = false;
                 entry.used();
                 entry.released.notify_waiters();
             }
         }
         self.shared.touch();
+        self.shared.book.changed.notify_one();
     }
 }

@@ -7,6 +7,7 @@ use cooper_snapshot::{ActiveKey, SnapshotError, SnapshotId, SnapshotName, Snapsh
 use cooper_store::StoreError;
 use sha2::Digest as _;
 
+use crate::blobs::Book;
 use crate::core::Core;
 use crate::error::{io, snapshot};
 use crate::record::{HASHES, LEASES, META, OPENED, RECORDS, Record, Stage, USES, Uses};
@@ -143,6 +144,8 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
         if let Ok(id) = key.parse()
             && state.get(&id).is_some()
         {
+            // Its size was noted before it was written.
+            state.set_size(&id, None);
             state.opened.insert(id, 0);
         }
     }
@@ -154,7 +157,9 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
     if died {
         verify_blobs(config.content.as_ref(), &state).await?;
     }
-    Ok(Core::new(config, epoch, boot, state))
+    let book = Book::default();
+    book.load(config.content.walk().await?);
+    Ok(Core::new(config, epoch, boot, state, book))
 }
 
 /// Takes out records that do not stand on anything, until all do; gives those that were changed.

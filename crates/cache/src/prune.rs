@@ -1,15 +1,17 @@
 //! Pruning: which records end, in which order, by BuildKit's rules (`cache/manager.go`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::error::io;
 use crate::keeper::Message;
+use crate::plan::{Pick, Plan, What};
 use crate::remove::Removal;
 use crate::state::Entry;
-use crate::{CacheError, CacheManager, RecordType, RefId, UsageRecord};
+use crate::{CacheError, CacheManager, RefId, UsageRecord};
 
 /// Says of a record whether it may be pruned.
 pub type UsageFilter = Arc<dyn Fn(&UsageRecord) -> bool + Send + Sync>;
@@ -48,18 +50,24 @@ impl std::fmt::Debug for PruneOptions {
 impl PruneOptions {
     /// How many bytes to keep of `total`, when `free` are free; none when space is no matter.
     fn keep(&self, total: u64, free: u64) -> Option<u64> {
-        if self.max_used_space == 0 && self.reserved_space == 0 && self.min_free_space == 0 {
+        if !self.has_bound() {
             return None;
         }
-        let mut keep = self.max_used_space;
         let excess = self.min_free_space.saturating_sub(free);
-        if excess > 0 {
-            let left = total.saturating_sub(excess);
-            keep = if keep == 0 { left } else { keep.min(left) };
-        }
-        keep = keep.max(self.reserved_space);
-        // BuildKit reads 0 as no bound, which prunes everything that it may.
-        Some(keep)
+        let bounds = [
+            (self.max_used_space > 0).then_some(self.max_used_space),
+            (excess > 0).then(|| total.saturating_sub(excess)),
+        ];
+        let lowest = bounds.into_iter().flatten().min();
+        // With space reserved alone that is the bound. Where only free space was asked for and
+        // is there, nothing has to go.
+        let unbounded = if self.reserved_space > 0 { 0 } else { u64::MAX };
+        Some(lowest.unwrap_or(unbounded).max(self.reserved_space))
+    }
+
+    /// Whether it is about space.
+    pub(crate) fn has_bound(&self) -> bool {
+        self.max_used_space | self.reserved_space | self.min_free_space != 0
     }
 
     /// What explains to a user that a record went.
@@ -86,12 +94,9 @@ impl PruneOptions {
     }
 }
 
-/// A record that may go, with what decides when.
-struct Candidate {
-    id: RefId,
-    last_used: Option<SystemTime>,
-    count: u64,
-}
+/// Records that are ended at once: one sync makes the end of all of them durable, and whoever
+/// waits for the keeper waits no longer than for these.
+const BATCH: usize = 64;
 
 impl CacheManager {
     /// Ends records that nobody uses and that `options` do not spare, and removes what they
@@ -103,39 +108,77 @@ impl CacheManager {
     /// # Cancel safety
     /// A record whose end was begun ends; others stay.
     pub async fn prune(&self, options: PruneOptions) -> Result<Vec<UsageRecord>, CacheError> {
+        // One at a time: two that count the same records would both take too much.
+        let _pruning = self.shared.pruning.lock().await;
+        if options.has_bound() {
+            self.shared.measure_all(true).await?;
+        }
+        self.prune_to(&options, 0).await
+    }
+
+    /// What [`CacheManager::prune`] would do now. Nothing is removed.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed but what is known of sizes.
+    pub async fn plan_prune(&self, options: &PruneOptions) -> Result<Plan, CacheError> {
+        self.settle().await;
+        self.shared.measure_all(true).await?;
+        let keep = self.bound(options, 0)?;
+        Ok(self.shared.plan(options, keep))
+    }
+
+    /// As [`CacheManager::prune`], and `ahead` bytes more than the bounds ask for.
+    pub(crate) async fn prune_to(
+        &self,
+        options: &PruneOptions,
+        ahead: u64,
+    ) -> Result<Vec<UsageRecord>, CacheError> {
         // A view that nobody looks at any more holds what it shows until the keeper got to it.
         self.settle().await;
+        self.shared.measure_all(false).await?;
         let mut pruned = Vec::new();
-        let mut bound = None;
-        let mut total = 0;
-        let spaced = options.max_used_space | options.reserved_space | options.min_free_space;
-        if spaced != 0 {
-            let usage = self.disk_usage().await?;
-            total = usage.iter().map(|record| record.size).sum();
-            bound = options.keep(total, self.free()?);
-        }
         loop {
-            if bound.is_some_and(|keep| keep != 0 && total < keep) {
+            let keep = self.bound(options, ahead)?;
+            if keep.is_some_and(|keep| self.shared.total() < keep) {
                 return Ok(pruned);
             }
-            let mut candidates = self.candidates(&options);
-            if candidates.is_empty() {
-                return Ok(pruned);
+            let picks = self.shared.plan(options, keep).picks;
+            let mut ended = Vec::new();
+            for batch in picks.chunks(BATCH) {
+                ended.extend(self.end(batch, options.name()).await?);
             }
-            if bound.is_some_and(|keep| keep != 0) {
-                sort(&mut candidates);
-                candidates.truncate(1);
-            }
-            let ended = self.end(candidates, options.name()).await?;
-            total = ended.iter().fold(total, |total: u64, record| {
-                total.saturating_sub(record.size)
-            });
             if ended.is_empty() {
-                // Others took them meanwhile.
                 return Ok(pruned);
             }
+            // With the end of some others may be free by now.
             pruned.extend(ended);
         }
+    }
+
+    /// Whether more is taken than `options` allow.
+    pub(crate) fn is_over(&self, options: &PruneOptions, ahead: u64) -> Result<bool, CacheError> {
+        let keep = self.bound(options, ahead)?;
+        Ok(keep.is_some_and(|keep| self.shared.total() >= keep))
+    }
+
+    /// Bytes that everything may take.
+    fn bound(&self, options: &PruneOptions, ahead: u64) -> Result<Option<u64>, CacheError> {
+        if !options.has_bound() {
+            return Ok(None);
+        }
+        let free = match options.min_free_space {
+            0 => u64::MAX,
+            _ => self.free()?.saturating_sub(ahead),
+        };
+        let ahead = PruneOptions {
+            // What is reserved is not given up for what may come.
+            max_used_space: match options.max_used_space {
+                0 => 0,
+                most => most.saturating_sub(ahead).max(1),
+            },
+            ..options.clone()
+        };
+        Ok(ahead.keep(self.shared.total(), free))
     }
 
     fn free(&self) -> Result<u64, CacheError> {
@@ -145,76 +188,48 @@ impl CacheManager {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
-    fn candidates(&self, options: &PruneOptions) -> Vec<Candidate> {
-        let cut = SystemTime::now().checked_sub(options.keep_duration);
-        let state = self.shared.state();
-        let may_go = |id: &RefId, entry: &Entry| {
-            if !entry.is_idle() || !state.is_shown(entry) {
-                return false;
-            }
-            let kind = entry.record.record_type;
-            if !options.all && matches!(kind, RecordType::Internal | RecordType::Frontend) {
-                return false;
-            }
-            if !options.keep_duration.is_zero()
-                && entry.uses.last_used.is_some_and(|used| Some(used) > cut)
-            {
-                return false;
-            }
-            match &options.filter {
-                Some(filter) => filter(&state.usage(id, entry, false)),
-                None => true,
-            }
-        };
-        let found = state.iter().filter(|(id, entry)| may_go(id, entry));
-        found
-            .map(|(id, entry)| Candidate {
-                id: id.clone(),
-                last_used: entry.uses.last_used,
-                count: entry.uses.count,
-            })
-            .collect()
-    }
-
     /// Ends those that are still unused, each together with what is sealed over it. All at once:
     /// their invalidation is made durable by one sync.
-    async fn end(
-        &self,
-        candidates: Vec<Candidate>,
-        by: &'static str,
-    ) -> Result<Vec<UsageRecord>, CacheError> {
+    async fn end(&self, picks: &[Pick], by: &'static str) -> Result<Vec<UsageRecord>, CacheError> {
         let by: Arc<str> = by.into();
-        let mut sizes = Vec::new();
-        for candidate in candidates {
-            let size = self.size(&candidate.id).await?;
-            sizes.push((candidate.id, size));
-        }
+        let core = &self.shared.core;
         let mut ended = Vec::new();
         let mut removals = Vec::new();
         {
-            let mut state = self.shared.state();
-            for (id, size) in sizes {
-                let Some(entry) = state.get(&id).filter(|entry| entry.is_idle()) else {
+            let mut state = core.state();
+            // Children that are taken out here and count until they are removed.
+            let mut going: HashMap<RefId, usize> = HashMap::new();
+            for pick in picks {
+                let id = &pick.record.id;
+                let What::Ref { sealed } = &pick.what else {
                     continue;
                 };
-                let mut record = state.usage(&id, entry, false);
-                record.size = size;
-                let sealed = entry.sealed.clone();
-                if let Some(sealed) = &sealed
-                    && state.get(sealed).is_some_and(|entry| !entry.is_idle())
-                {
+                let Some(entry) = state.get(id) else {
+                    if pick.waste {
+                        // It went with the last one that stood on it.
+                        ended.push(pick.record.clone());
+                    }
+                    continue;
+                };
+                let children = going.get(id).copied().unwrap_or(0);
+                let free = entry.handles == 0 && !entry.taken && entry.children == children;
+                let over = entry.sealed.as_ref().and_then(|id| state.get(id));
+                if !free || entry.sealed != *sealed || !over.is_none_or(Entry::is_idle) {
                     continue;
                 }
                 // The sealed one first: it is over the snapshot of the other.
-                for id in sealed.into_iter().chain([id]) {
-                    if let Some(entry) = state.take(&id) {
+                for id in sealed.iter().chain([id]) {
+                    if let Some(entry) = state.take(id) {
+                        for needed in entry.record.needs() {
+                            *going.entry(needed.clone()).or_default() += 1;
+                        }
                         removals.push(Removal {
                             by: Some(by.clone()),
-                            ..Removal::new(id, entry)
+                            ..Removal::new(id.clone(), entry)
                         });
                     }
                 }
-                ended.push(record);
+                ended.push(pick.record.clone());
             }
         }
         if !removals.is_empty() {
@@ -222,26 +237,16 @@ impl CacheManager {
             self.shared.post(Message::Remove(removals, done));
             wait.await.map_err(|_| CacheError::Closed)?;
         }
+        for pick in picks {
+            if let What::Blob(digest) = &pick.what {
+                let needed = || core.state().has_blob(digest);
+                if core.book.remove(&*core.blobs, digest, needed).await? {
+                    ended.push(pick.record.clone());
+                }
+            }
+        }
         Ok(ended)
     }
-}
-
-/// The least used and longest unused first: each counts by its rank among all.
-fn sort(candidates: &mut [Candidate]) {
-    fn ranks<K: Ord + Copy>(keys: &[K]) -> impl Fn(&K) -> f64 + use<K> {
-        let mut distinct = keys.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let most = (distinct.len().max(2) - 1) as f64;
-        move |key| distinct.binary_search(key).unwrap_or_default() as f64 / most
-    }
-    let times: Vec<_> = candidates.iter().map(|one| one.last_used).collect();
-    let counts: Vec<_> = candidates.iter().map(|one| one.count).collect();
-    let (time, count) = (ranks(&times), ranks(&counts));
-    candidates.sort_by(|a, b| {
-        let rank = |one: &Candidate| time(&one.last_used) + count(&one.count);
-        rank(a).total_cmp(&rank(b)).then_with(|| a.id.cmp(&b.id))
-    });
 }
 
 #[cfg(test)]
@@ -264,26 +269,11 @@ mod tests {
             (options(60, 0, 70), 100, 50, Some(60)),
             (options(90, 85, 70), 100, 50, Some(85)),
             (options(0, 0, 500), 100, 50, Some(0)),
+            (options(0, 0, 30), 100, 50, Some(u64::MAX)),
+            (options(0, 10, 30), 100, 50, Some(10)),
         ];
         for (options, total, free, expected) in cases {
             assert_eq!(options.keep(total, free), expected, "{options:?}");
         }
-    }
-
-    #[test]
-    fn the_least_used_and_longest_unused_goes_first() {
-        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        let mut all: Vec<Candidate> = [(at(30), 1), (at(10), 1), (None, 9), (at(20), 5)]
-            .into_iter()
-            .map(|(last_used, count)| Candidate {
-                id: RefId::random(),
-                last_used,
-                count,
-            })
-            .collect();
-        sort(&mut all);
-        let order: Vec<u64> = all.iter().map(|one| one.count).collect();
-        assert_eq!(order[0], 1);
-        assert_eq!(all[0].last_used, at(10));
     }
 }

@@ -157,6 +157,15 @@ impl Record {
         matches!(self.state, Stage::Active { .. })
     }
 
+    /// Whether a snapshot belongs to it.
+    pub(crate) fn has_snapshot(&self) -> bool {
+        match &self.state {
+            Stage::Active { .. } => true,
+            Stage::Committed { owner, .. } => owner.is_none(),
+            Stage::Sealed { .. } | Stage::Lazy => false,
+        }
+    }
+
     /// The other records that have to live as long as this one.
     pub(crate) fn needs(&self) -> impl Iterator<Item = &RefId> {
         let owner = match &self.state {

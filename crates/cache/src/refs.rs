@@ -67,6 +67,7 @@ impl Drop for Live {
             self.shared.post(Message::Unused(self.id.clone()));
         } else {
             self.shared.touch();
+            self.shared.book.changed.notify_one();
         }
     }
 }

@@ -130,10 +130,9 @@ impl Core {
             return;
         };
         let digest = layer.descriptor.digest();
-        if self.state().has_blob(digest) {
-            return;
-        }
-        if let Err(error) = self.content.delete(digest).await {
+        // What a build has just looked at stays, and is pruned by itself later.
+        let needed = || self.state().has_blob(digest);
+        if let Err(error) = self.book.remove(&*self.blobs, digest, needed).await {
             tracing::warn!(%digest, %error, "could not remove a blob");
         }
     }

@@ -112,6 +112,8 @@ impl Core {
                 }
                 None => None,
             };
+            state.set_size(id, None);
+            state.set_size(&origin, None);
             state.release_needs(&below);
             state.hold_needs([id]);
             self.hand_over(&mut state, id, move |tx| match continued {

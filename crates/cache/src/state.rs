@@ -30,8 +30,10 @@ pub(crate) struct Entry {
     pub(crate) live: Weak<Live>,
     /// Records and views that stand on this one.
     pub(crate) children: usize,
-    /// Whether somebody has the mutable ref.
+    /// Whether somebody has the mutable ref ([`State::set_taken`]).
     pub(crate) taken: bool,
+    /// How often that changed: a size that was measured before says nothing afterwards.
+    pub(crate) turns: u64,
     /// The immutable ref that is sealed over this mutable one.
     pub(crate) sealed: Option<RefId>,
     pub(crate) uses: Uses,
@@ -73,6 +75,12 @@ pub(crate) struct State {
     by_blob: HashMap<Digest, BTreeSet<RefId>>,
     /// Mutable refs that have a row in [`crate::record::OPENED`], and how often they were taken.
     pub(crate) opened: HashMap<RefId, u64>,
+    /// What the snapshots take whose size is known, in bytes.
+    snapshots: u64,
+    /// Those that have a snapshot of their own whose size is not known.
+    unmeasured: BTreeSet<RefId>,
+    /// The mutable refs that somebody has.
+    running: BTreeSet<RefId>,
 }
 
 fn link<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<RefId>>, key: K, id: &RefId) {
@@ -128,6 +136,7 @@ impl State {
             live: Weak::new(),
             children: 0,
             taken: false,
+            turns: 0,
             sealed: None,
             uses,
             uses_changed: false,
@@ -135,8 +144,60 @@ impl State {
             released: Arc::default(),
             chains: None,
         };
+        self.snapshots += entry.uses.size.unwrap_or(0);
+        if entry.uses.size.is_none() && entry.record.has_snapshot() {
+            self.unmeasured.insert(id.clone());
+        }
         self.entries.insert(id.clone(), entry);
         self.link_layer(&id);
+    }
+
+    /// Notes what the snapshot of `id` takes in bytes, or that it is not known any more.
+    pub(crate) fn set_size(&mut self, id: &RefId, size: Option<u64>) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        self.snapshots = self.snapshots.saturating_sub(entry.uses.size.unwrap_or(0));
+        self.snapshots += size.unwrap_or(0);
+        entry.uses.size = size;
+        // Of what is being written the size is not worth a row.
+        entry.uses_changed |= !entry.taken;
+        if size.is_none() && entry.record.has_snapshot() {
+            self.unmeasured.insert(id.clone());
+        } else {
+            self.unmeasured.remove(id);
+        }
+    }
+
+    /// Notes that somebody has the mutable ref `id`, or nobody any more; how much it takes is
+    /// not known then.
+    pub(crate) fn set_taken(&mut self, id: &RefId, taken: bool) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        entry.taken = taken;
+        entry.turns += 1;
+        if taken {
+            self.running.insert(id.clone());
+        } else {
+            self.running.remove(id);
+        }
+        self.set_size(id, None);
+    }
+
+    /// What the snapshots take whose size is known, in bytes.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        self.snapshots
+    }
+
+    /// Those whose size is not known.
+    pub(crate) fn unmeasured(&self) -> impl Iterator<Item = &RefId> {
+        self.unmeasured.iter()
+    }
+
+    /// The mutable refs that somebody has.
+    pub(crate) fn running(&self) -> &BTreeSet<RefId> {
+        &self.running
     }
 
     /// Takes a record out. Its children must be gone; what it needs is told by
@@ -153,6 +214,9 @@ impl State {
             origin.sealed = None;
         }
         self.opened.remove(id);
+        self.unmeasured.remove(id);
+        self.running.remove(id);
+        self.snapshots = self.snapshots.saturating_sub(entry.uses.size.unwrap_or(0));
         Some(entry)
     }
 
@@ -298,6 +362,13 @@ impl State {
     /// Whether a record has this blob.
     pub(crate) fn has_blob(&self, blob: &Digest) -> bool {
         self.by_blob.contains_key(blob)
+    }
+
+    /// The record that a blob belongs to: the oldest one that has it.
+    pub(crate) fn blob_owner(&self, blob: &Digest) -> Option<&RefId> {
+        let holders = self.by_blob.get(blob)?;
+        let made = |id: &&RefId| self.get(id).map(|entry| entry.record.created_at);
+        holders.iter().min_by_key(|id| (made(id), *id))
     }
 
     /// The ids from the lowest up to `id`.

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::time::SystemTime;
 
-use cooper_content::ContentError;
+use cooper_content::Digest;
 use cooper_snapshot::{ActiveKey, SnapshotError, SnapshotName};
 
+use crate::blobs::{Known, Work};
+use crate::core::Core;
 use crate::record::Stage;
 use crate::state::{Entry, State};
 use crate::{CacheError, CacheManager, RecordType, RefId};
@@ -19,8 +21,8 @@ pub struct UsageRecord {
     pub mutable: bool,
     /// Whether somebody has it, or a ref that stands on it.
     pub in_use: bool,
-    /// What it takes on disk in bytes, snapshot and blob, what it stands on not included; 0
-    /// while it is being written.
+    /// What it takes on disk in bytes, snapshot and blob, what it stands on not included. While
+    /// it is being written: what it took when it was last looked at.
     pub size: u64,
     /// The ref that it stands on.
     pub parents: Vec<RefId>,
@@ -88,87 +90,131 @@ impl State {
     }
 }
 
+/// What belongs to no ref as users see it: a blob, by its digest.
+pub(crate) fn blob_record(digest: &Digest, blob: &Known, in_use: bool) -> Option<UsageRecord> {
+    Some(UsageRecord {
+        // 64 hexadecimal digits are an id.
+        id: digest.digest().parse().ok()?,
+        mutable: false,
+        in_use,
+        size: blob.disk,
+        parents: Vec::new(),
+        created_at: blob.created_at,
+        last_used_at: blob.last_used.or(Some(blob.created_at)),
+        usage_count: blob.count,
+        description: format!("blob {digest}"),
+        record_type: RecordType::Regular,
+        shared: false,
+    })
+}
+
+impl Core {
+    /// What belongs to the record, in bytes, as far as it is known.
+    pub(crate) fn size(&self, state: &State, id: &RefId, entry: &Entry) -> u64 {
+        let snapshot = match &entry.record.state {
+            // Whose files they are.
+            Stage::Sealed { origin } => state.get(origin).and_then(|entry| entry.uses.size),
+            _ => entry.uses.size,
+        };
+        let blob = entry.record.layer.as_ref().map_or(0, |layer| {
+            let digest = layer.descriptor.digest();
+            match state.blob_owner(digest) {
+                Some(owner) if owner == id => self.book.disk(digest),
+                _ => 0,
+            }
+        });
+        snapshot.unwrap_or(0) + blob
+    }
+
+    /// What all records take, in bytes, as far as it is known.
+    pub(crate) fn total(&self) -> u64 {
+        self.state().snapshot_bytes() + self.book.total()
+    }
+
+    /// Measures what is not known of snapshots, and when `running` says so, what is being
+    /// written: what was measured of that is old as soon as it is there.
+    pub(crate) async fn measure_all(&self, running: bool) -> Result<(), CacheError> {
+        let wanted: Vec<RefId> = {
+            let state = self.state();
+            let unknown = state
+                .unmeasured()
+                .filter(|id| !state.running().contains(*id));
+            let written = state.running().iter().filter(|_| running);
+            unknown.chain(written).cloned().collect()
+        };
+        for id in wanted {
+            self.measure(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// Measures the snapshot of `id` and notes what it takes.
+    pub(crate) async fn measure(&self, id: &RefId) -> Result<Option<u64>, CacheError> {
+        let (stage, turns) = {
+            let state = self.state();
+            let Some(entry) = state.get(id).filter(|entry| entry.record.has_snapshot()) else {
+                return Ok(None);
+            };
+            (entry.record.state.clone(), entry.turns)
+        };
+        let snapshotter = &self.snapshotter;
+        let measured = match &stage {
+            Stage::Active { key } => snapshotter.usage_active(&ActiveKey::new(key.clone())).await,
+            Stage::Committed { name, .. } => {
+                snapshotter.usage(&SnapshotName::new(name.clone())).await
+            }
+            Stage::Sealed { .. } | Stage::Lazy => return Ok(None),
+        };
+        let bytes = match measured {
+            Ok(usage) => usage.bytes,
+            // Not made yet, or removed meanwhile.
+            Err(SnapshotError::NotFound { .. }) => return Ok(None),
+            Err(SnapshotError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(crate::error::snapshot("measure the snapshot", id)(error)),
+        };
+        let mut state = self.state();
+        let same = |entry: &Entry| entry.record.state == stage && entry.turns == turns;
+        if state.get(id).is_some_and(same) {
+            state.set_size(id, Some(bytes));
+        }
+        Ok(Some(bytes))
+    }
+}
+
 impl CacheManager {
-    /// All records with what they take, in the order of their ids.
+    /// All records with what they take, in the order of their ids: refs, and each blob that
+    /// belongs to no ref. Every byte is counted once: what several records have belongs to the
+    /// oldest of them.
     ///
     /// # Cancel safety
     /// Nothing is changed but what is known of sizes.
     pub async fn disk_usage(&self) -> Result<Vec<UsageRecord>, CacheError> {
+        let core = &self.shared.core;
+        core.measure_all(true).await?;
         let mut records: Vec<UsageRecord> = {
-            let state = self.shared.state();
+            let state = core.state();
             let used = state.in_use();
             let shown = state.iter().filter(|(_, entry)| state.is_shown(entry));
-            shown
-                .map(|(id, entry)| state.usage(id, entry, used.contains(id)))
-                .collect()
+            let refs = shown.map(|(id, entry)| UsageRecord {
+                size: core.size(&state, id, entry),
+                ..state.usage(id, entry, used.contains(id))
+            });
+            let blobs = core.book.list(|digest| !state.has_blob(digest));
+            let blobs = blobs
+                .iter()
+                .filter_map(|(digest, blob, in_use)| blob_record(digest, blob, *in_use));
+            refs.chain(blobs).collect()
         };
         records.sort_by(|a, b| a.id.cmp(&b.id));
-        for record in &mut records {
-            record.size = self.size(&record.id).await?;
-        }
         Ok(records)
     }
 
-    /// What the record takes in bytes. Remembered until it is written again.
-    pub(crate) async fn size(&self, id: &RefId) -> Result<u64, CacheError> {
-        let (holder, stage, known, layer) = {
-            let state = self.shared.state();
-            let Some(entry) = state.get(id) else {
-                return Ok(0);
-            };
-            let layer = entry.record.layer.clone();
-            // Whose files they are.
-            let (holder, entry) = match &entry.record.state {
-                Stage::Sealed { origin } => match state.get(origin) {
-                    Some(entry) => (origin.clone(), entry),
-                    None => return Ok(0),
-                },
-                _ => (id.clone(), entry),
-            };
-            if entry.taken {
-                // What it takes changes.
-                return Ok(0);
-            }
-            (holder, entry.record.state.clone(), entry.uses.size, layer)
-        };
-        let snapshotter = &self.shared.snapshotter;
-        let measured = match (&stage, known) {
-            (_, Some(_)) => Ok(known),
-            (Stage::Active { key }, None) => snapshotter
-                .usage_active(&ActiveKey::new(key.clone()))
-                .await
-                .map(|usage| Some(usage.bytes)),
-            (Stage::Committed { name, owner: None }, None) => snapshotter
-                .usage(&SnapshotName::new(name.clone()))
-                .await
-                .map(|usage| Some(usage.bytes)),
-            _ => Ok(None),
-        };
-        let measured = match measured {
-            Ok(size) => size,
-            // Removed meanwhile.
-            Err(SnapshotError::NotFound { .. }) => None,
-            Err(error) => return Err(crate::error::snapshot("measure the snapshot", id)(error)),
-        };
-        if known.is_none() && measured.is_some() {
-            let mut state = self.shared.state();
-            if let Some(entry) = state.get_mut(&holder)
-                && entry.record.state == stage
-                && !entry.taken
-            {
-                entry.uses.size = measured;
-                entry.uses_changed = true;
-            }
-        }
-        let snapshot = measured.unwrap_or(0);
-        let blob = match layer {
-            Some(layer) => match self.shared.content.info(layer.descriptor.digest()).await {
-                Ok(info) => info.size,
-                Err(ContentError::NotFound { .. }) => 0,
-                Err(error) => return Err(error.into()),
-            },
-            None => 0,
-        };
-        Ok(snapshot + blob)
+    /// Says that work has begun that may look at blobs which belong to no ref, such as a build.
+    pub fn work(&self) -> Work {
+        Work::begin(&self.shared.book)
     }
 }

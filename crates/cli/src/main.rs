@@ -5,6 +5,7 @@ mod args;
 mod build;
 mod connect;
 mod context;
+mod disk;
 mod graph;
 mod local;
 mod policy;
@@ -22,6 +23,7 @@ use cooper_sys::userns;
 
 use crate::args::BuildArgs;
 use crate::build::Failure;
+use crate::disk::{DuArgs, PruneArgs};
 
 /// The exit code of a build that was interrupted: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -40,6 +42,12 @@ enum Command {
     // As with other clients' options: the last one counts.
     #[command(args_override_self = true)]
     Build(Box<BuildArgs>),
+    /// Shows what the build cache takes.
+    #[command(args_override_self = true)]
+    Du(Box<DuArgs>),
+    /// Removes from the build cache what nobody uses.
+    #[command(args_override_self = true)]
+    Prune(Box<PruneArgs>),
     /// Shows the version.
     Version,
 }
@@ -49,16 +57,19 @@ fn main() -> ExitCode {
     cooper_daemon::enter_if_asked();
     let cli = Cli::parse();
     // Before there are threads.
-    if let Command::Build(args) = &cli.command
-        && args.daemon.addr.is_none()
-        && let Err(error) = become_root()
-    {
-        eprintln!("ERROR: failed to build: {error:#}");
+    let local = match &cli.command {
+        Command::Build(args) => args.daemon.addr.is_none(),
+        Command::Du(args) => args.place.is_local(),
+        Command::Prune(args) => args.place.is_local(),
+        Command::Version => false,
+    };
+    if local && let Err(error) = become_root() {
+        eprintln!("ERROR: failed to start: {error:#}");
         return ExitCode::FAILURE;
     }
     let traced = match &cli.command {
         Command::Build(args) => args.trace.as_deref(),
-        Command::Version => None,
+        _ => None,
     };
     // Its end writes the rest of the file.
     let _trace = match trace::begin(traced) {
@@ -73,7 +84,9 @@ fn main() -> ExitCode {
             println!("cooper {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
-        Command::Build(args) => run(*args),
+        Command::Build(args) => run(build::run(*args)),
+        Command::Du(args) => run(disk::du(*args)),
+        Command::Prune(args) => run(disk::prune(*args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,12 +120,12 @@ fn become_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(args: BuildArgs) -> Result<(), Failure> {
+fn run(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;
-    let result = runtime.block_on(build::run(args));
+    let result = runtime.block_on(Box::pin(work));
     // A blocking read of a terminal's input must not hold the process.
     runtime.shutdown_background();
     result

@@ -10,6 +10,8 @@ use cooper_proto::control::{
     BytesMessage, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest, PruneRequest,
     StatusRequest, StatusResponse, UsageRecord,
 };
+use cooper_proto::disk::disk_client::DiskClient;
+use cooper_proto::disk::{PlanPruneResponse, VerifyRequest, VerifyResponse};
 use cooper_proto::types::WorkerRecord;
 use cooper_proto::{MAX_HEADER_SIZE, MAX_MESSAGE_SIZE};
 use cooper_session::serve::{self, Services};
@@ -162,6 +164,28 @@ impl Client {
         Ok(answer
             .into_inner()
             .map_err(ClientError::call("failed to receive prune")))
+    }
+
+    /// What [`prune`](Self::prune) would do now. A daemon that is no Cooper does not know it.
+    pub async fn plan_prune(
+        &self,
+        request: PruneRequest,
+    ) -> Result<PlanPruneResponse, ClientError> {
+        let answer = self.disk().plan_prune(request).await;
+        let answer = answer.map_err(ClientError::call("failed to plan a prune"))?;
+        Ok(answer.into_inner())
+    }
+
+    /// Where what the daemon knows of its disk differs from what is there. A daemon that is no
+    /// Cooper does not know it.
+    pub async fn verify(&self) -> Result<VerifyResponse, ClientError> {
+        let answer = self.disk().verify(VerifyRequest {}).await;
+        let answer = answer.map_err(ClientError::call("failed to verify the disk usage"))?;
+        Ok(answer.into_inner())
+    }
+
+    fn disk(&self) -> DiskClient<Channel> {
+        DiskClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_SIZE)
     }
 
     /// The progress of the solve `reference`, until its end.

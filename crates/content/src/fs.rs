@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -100,6 +100,7 @@ impl ContentStore for FsContentStore {
         Ok(Info {
             digest: digest.clone(),
             size: meta.len(),
+            disk: meta.blocks() * 512,
             created_at,
         })
     }

@@ -57,6 +57,7 @@ impl ContentStore for MemoryContentStore {
         Ok(Info {
             digest: digest.clone(),
             size: blob.len() as u64,
+            disk: blob.len() as u64,
             created_at: *created_at,
         })
     }
@@ -97,6 +98,7 @@ impl ContentStore for MemoryContentStore {
         let info = |(digest, (blob, created_at)): (&Digest, &(Arc<Vec<u8>>, SystemTime))| Info {
             digest: digest.clone(),
             size: blob.len() as u64,
+            disk: blob.len() as u64,
             created_at: *created_at,
         };
         Ok(state.blobs.iter().map(info).collect())

@@ -18,6 +18,8 @@ pub struct Info {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+    /// What it takes on the disk, in bytes: whole blocks of the file system.
+    pub disk: u64,
     /// When it was committed.
     pub created_at: SystemTime,
 }

@@ -32,7 +32,20 @@ pub(crate) fn worker(worker: &Worker, version: &types::BuildkitVersion) -> types
         labels: worker.labels.clone(),
         platforms: worker.platforms.clone(),
         buildkit_version: Some(version.clone()),
+        gc_policy: worker.gc.iter().map(gc_policy).collect(),
         ..types::WorkerRecord::default()
+    }
+}
+
+fn gc_policy(policy: &cooper_worker::GcPolicy) -> types::GcPolicy {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    types::GcPolicy {
+        all: policy.all,
+        keep_duration: i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+        filters: policy.filters.clone(),
+        reserved_space: bytes(policy.reserved_space),
+        max_used_space: bytes(policy.max_used_space),
+        min_free_space: bytes(policy.min_free_space),
     }
 }
 

@@ -20,11 +20,12 @@
 //! ```
 //!
 //! Modules in reading order: `serve`, `service` (Control), `session`, `bridge` (LLBBridge),
-//! `history`, `convert` (to the wire and from it), `status` (errors).
+//! `history`, `disk`, `convert` (to the wire and from it), `status` (errors).
 #![forbid(unsafe_code)]
 
 mod bridge;
 mod convert;
+mod disk;
 mod history;
 mod serve;
 mod service;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use cooper_engine::Engine;
 use cooper_proto::control::control_server::ControlServer;
+use cooper_proto::disk::disk_server::DiskServer;
 use cooper_proto::gateway::llb_bridge_server::LlbBridgeServer;
 use cooper_proto::{MAX_HEADER_SIZE, MAX_MESSAGE_SIZE};
 use futures::{Stream, TryStreamExt};
@@ -16,6 +17,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::bridge::BridgeService;
+use crate::disk::DiskService;
 use crate::service::{ControlService, Version};
 
 /// Flow-control windows in bytes: HTTP/2's own of 64 KiB would pay a round trip for each.
@@ -45,6 +47,7 @@ where
 {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let control = ControlService::new(engine.clone(), version.clone(), stop.clone());
+    let disk = DiskService::new(engine.clone());
     let bridge = BridgeService::new(engine, version);
     let connections = connections.map_ok(Connection);
     Server::builder()
@@ -61,6 +64,7 @@ where
                 .max_decoding_message_size(MAX_MESSAGE_SIZE)
                 .max_encoding_message_size(MAX_MESSAGE_SIZE),
         )
+        .add_service(DiskServer::new(disk).max_encoding_message_size(MAX_MESSAGE_SIZE))
         .add_service(health)
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await?;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use cooper_cache::{PruneOptions, UsageFilter, UsageRecord};
 use cooper_engine::{CacheExport, Engine, ExporterRequest, SolveRequest};
 use cooper_frontend::CacheImport;
 use cooper_proto::control::control_server::Control;
@@ -15,8 +14,8 @@ use futures::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::convert::{self, timestamp};
-use crate::{history, session, status};
+use crate::disk::{duration, prune_options, usage_filter, usage_record};
+use crate::{convert, history, session, status};
 
 /// The header by which clients see how far their clock is from the daemon's.
 const CURRENT_TIME: &str = "buildkit-current-timestamp";
@@ -108,14 +107,7 @@ impl Control for ControlService {
         request: Request<control::PruneRequest>,
     ) -> Result<Response<Self::PruneStream>, Status> {
         let request = request.into_inner();
-        let options = PruneOptions {
-            all: request.all,
-            keep_duration: duration(request.keep_duration),
-            reserved_space: u64::try_from(request.reserved_space).unwrap_or_default(),
-            max_used_space: u64::try_from(request.max_used_space).unwrap_or_default(),
-            min_free_space: u64::try_from(request.min_free_space).unwrap_or_default(),
-            filter: usage_filter(&request.filter)?,
-        };
+        let options = prune_options(&request)?;
         let mut gone = Vec::new();
         for worker in self.engine.workers().list(&[]) {
             let pruned = worker.cache.prune(options.clone()).await;
@@ -264,60 +256,5 @@ fn solve_request(request: control::SolveRequest) -> SolveRequest {
         entitlements: request.entitlements,
         internal: request.internal,
         source_policy: request.source_policy,
-    }
-}
-
-/// Nanoseconds on the wire; less than none is none.
-fn duration(nanos: i64) -> Duration {
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
-}
-
-/// One of the filters has to match; none at all match everything.
-fn usage_filter(texts: &[String]) -> Result<Option<UsageFilter>, Status> {
-    if texts.is_empty() {
-        return Ok(None);
-    }
-    let parse = |text: &String| {
-        Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
-    };
-    let filters = texts.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    Ok(Some(Arc::new(move |record: &UsageRecord| {
-        let parents: Vec<_> = record.parents.iter().map(ToString::to_string).collect();
-        let parents = parents.join(";");
-        filters.iter().any(|filter| {
-            // The fields of BuildKit's `client/diskusage.go` and `cache/manager.go`.
-            filter.matches(|path| match path {
-                [field] => match field.as_str() {
-                    "id" => Some(record.id.as_str()),
-                    "parents" => Some(&parents),
-                    "description" => Some(&record.description),
-                    "type" => Some(record.record_type.as_str()),
-                    "inuse" => record.in_use.then_some(""),
-                    "mutable" => record.mutable.then_some(""),
-                    "immutable" => (!record.mutable).then_some(""),
-                    "shared" => record.shared.then_some(""),
-                    "private" => (!record.shared).then_some(""),
-                    _ => None,
-                },
-                _ => None,
-            })
-        })
-    })))
-}
-
-fn usage_record(record: &UsageRecord) -> control::UsageRecord {
-    control::UsageRecord {
-        id: record.id.to_string(),
-        mutable: record.mutable,
-        in_use: record.in_use,
-        size: i64::try_from(record.size).unwrap_or(i64::MAX),
-        parents: record.parents.iter().map(ToString::to_string).collect(),
-        created_at: Some(timestamp(record.created_at)),
-        last_used_at: record.last_used_at.map(timestamp),
-        usage_count: i64::try_from(record.usage_count).unwrap_or(i64::MAX),
-        description: record.description.clone(),
-        record_type: record.record_type.as_str().to_owned(),
-        shared: record.shared,
-        ..control::UsageRecord::default()
     }
 }

@@ -22,7 +22,7 @@ use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{RegistryConfig, WorkerConfig};
+use crate::config::{Disk, RegistryConfig, WorkerConfig, policies};
 use crate::{Config, DaemonError, workers};
 
 /// How long calls may take to tell their clients that the daemon stops.
@@ -152,6 +152,7 @@ fn absolute(root: &std::path::Path) -> Result<PathBuf, DaemonError> {
 }
 
 fn context(config: &Config, root: PathBuf) -> Context {
+    let disk = Disk::of(&root);
     let registries = config.registry.iter();
     let mut cx = Context {
         root,
@@ -166,12 +167,12 @@ fn context(config: &Config, root: PathBuf) -> Context {
         workers: Default::default(),
     };
     if config.worker.oci.enabled != Some(false) {
-        let settings = settings(&config.worker.oci);
+        let settings = settings(&config.worker.oci, disk);
         cx.workers.insert(workers::runc::NAME.to_owned(), settings);
     }
     let containerd = &config.worker.containerd;
     if containerd.enabled != Some(false) {
-        let mut settings = settings(containerd);
+        let mut settings = settings(containerd, disk);
         settings.extra = extra(containerd);
         let name = workers::containerd::NAME.to_owned();
         cx.workers.insert(name, settings);
@@ -213,7 +214,7 @@ fn host(config: &RegistryConfig) -> HostConfig {
     }
 }
 
-fn settings(config: &WorkerConfig) -> WorkerSettings {
+fn settings(config: &WorkerConfig, disk: Disk) -> WorkerSettings {
     WorkerSettings {
         required: config.enabled == Some(true),
         labels: config.labels.clone(),
@@ -232,6 +233,8 @@ fn settings(config: &WorkerConfig) -> WorkerSettings {
         default_cgroup_parent: config.default_cgroup_parent.clone(),
         apparmor_profile: config.apparmor_profile.clone(),
         no_process_sandbox: config.no_process_sandbox,
+        gc: policies(config, disk),
+        most_of_step: disk.bytes(config.max_step_bytes),
         extra: Default::default(),
     }
 }

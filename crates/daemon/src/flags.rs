@@ -450,7 +450,7 @@ fn keep_storage(
     ];
     for (place, part) in places.into_iter().zip(value.split(',')) {
         let part = match part.trim().parse::<u64>() {
-            Ok(megabytes) => format!("{megabytes}MB"),
+            Ok(megabytes) => format!("{megabytes}000000"),
             Err(_) => part.to_owned(),
         };
         *place = DiskSpace::parse(&part)

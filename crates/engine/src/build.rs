@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use cooper_cache::ImmutableRef;
+use cooper_cache::{ImmutableRef, Work};
 use cooper_exporter::ExportInput;
 use cooper_frontend::{BuildOpts, FrontendResult, Reference};
 use cooper_llb::Entitlements;
@@ -23,6 +23,8 @@ pub(crate) struct Build {
     pub(crate) engine: Arc<Shared>,
     pub(crate) env: Arc<Env>,
     pub(crate) job: Job<Domain>,
+    /// What the build looks at of images stays as long as it goes on.
+    pub(crate) _work: Work,
     /// The client's session as it named it; empty when there is none.
     pub(crate) session_id: String,
     pub(crate) sessions: Group,

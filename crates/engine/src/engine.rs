@@ -185,6 +185,7 @@ impl Engine {
         let build = Arc::new(Build {
             engine: shared.clone(),
             env: worker.env.clone(),
+            _work: worker.cache.work(),
             job: worker
                 .solver
                 .job(JobContext::new(sessions.clone()), sink.clone()),

@@ -28,6 +28,9 @@ use ingest::{ContainerdIngest, Lock, Writer};
 
 mod ingest;
 
+/// Bytes of a block of common file systems.
+const BLOCK: u64 = 4096;
+
 /// The labels that say which blobs one needs, with a number behind: containerd's collector goes
 /// by them.
 const REFERENCE: &str = "containerd.io/gc.ref.content";
@@ -123,9 +126,12 @@ impl ContainerdContentStore {
         if info.labels.get(OWNER) != Some(&self.owner) {
             return None;
         }
+        let size: u64 = info.size.try_into().ok()?;
         Some(Info {
             digest: info.digest.parse().ok()?,
-            size: info.size.try_into().ok()?,
+            size,
+            // containerd does not tell; its files are in blocks like all others.
+            disk: size.next_multiple_of(BLOCK),
             created_at: info
                 .created_at
                 .and_then(|time| SystemTime::try_from(time).ok())

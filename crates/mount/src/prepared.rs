@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cooper_cache::{ImmutableRef, LocalRef, MutableRef};
+use cooper_cache::{CacheError, ImmutableRef, LocalRef, MutableRef};
 use cooper_executor::ContainerMount;
 use cooper_snapshot::Mount;
 
@@ -99,6 +99,33 @@ impl Prepared {
     pub fn view(&self, index: usize) -> Option<Vec<Mount>> {
         let mounts = self.source(index)?.iter().cloned();
         Some(mounts.map(Mount::read_only).collect())
+    }
+
+    /// Resolves when the step has written more than one may, caches not counted.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn outgrown(&self) -> CacheError {
+        MutableRef::outgrown(&self.written()).await
+    }
+
+    /// Looks whether the step has written more than one may, caches not counted.
+    ///
+    /// # Errors
+    /// [`CacheError::Outgrown`].
+    pub async fn check_size(&self) -> Result<(), CacheError> {
+        MutableRef::check_size(&self.written()).await
+    }
+
+    fn written(&self) -> Vec<&MutableRef> {
+        let written = self
+            .outputs
+            .iter()
+            .filter_map(|output| match &output.state {
+                State::Written(made) => Some(&**made),
+                State::Same(_) => None,
+            });
+        written.collect()
     }
 
     /// Keeps what was written, as the outputs of the step, ordered by their index.

@@ -71,6 +71,15 @@ pub mod content {
 
 pub mod containerd;
 
+#[doc(hidden)]
+pub mod cooper {
+    pub mod v1 {
+        tonic::include_proto!("cooper.v1");
+    }
+}
+/// What Cooper tells of its disk beyond BuildKit's API.
+pub use cooper::v1 as disk;
+
 // Generated code names other packages by their place in this tree of modules, which has to
 // mirror the packages' names.
 #[doc(hidden)]

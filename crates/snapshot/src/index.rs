@@ -197,6 +197,25 @@ impl Index {
             .await?
     }
 
+    /// What is in the folder of the snapshots and is none, with what it takes in bytes.
+    pub(crate) fn strays(&self) -> Result<Vec<(PathBuf, u64)>, SnapshotError> {
+        let records = self.store.read(|tx| tx.scan(&SNAPSHOTS, ""))?;
+        let known: std::collections::HashSet<String> = records
+            .iter()
+            .map(|(_, record)| record.number.to_string())
+            .collect();
+        let mut strays = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(io("list", &self.root))? {
+            let path = entry.map_err(io("list", &self.root))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if !name.is_some_and(|name| known.contains(name)) {
+                let bytes = crate::tree::usage(&path).map_or(0, |usage| usage.bytes);
+                strays.push((path, bytes));
+            }
+        }
+        Ok(strays)
+    }
+
     pub(crate) fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
         let records = self.store.read(|tx| tx.scan(&SNAPSHOTS, ""))?;
         let id = |key: &str| match key.strip_prefix("a/") {

@@ -83,6 +83,10 @@ impl Snapshotter for NativeSnapshotter {
         "native"
     }
 
+    fn copies(&self) -> bool {
+        true
+    }
+
     async fn prepare(
         &self,
         key: &ActiveKey,
@@ -111,13 +115,13 @@ impl Snapshotter for NativeSnapshotter {
 
     async fn usage(&self, name: &SnapshotName) -> Result<Usage, SnapshotError> {
         let record = self.index.get(&SnapshotId::Committed(name.clone()))?;
-        let folder = self.index.folder(record.number).join("fs");
+        let folder = self.index.folder(record.number);
         blocking(move || tree::usage(&folder)).await
     }
 
     async fn usage_active(&self, key: &ActiveKey) -> Result<Usage, SnapshotError> {
         let record = self.index.get(&SnapshotId::Active(key.clone()))?;
-        let folder = self.index.folder(record.number).join("fs");
+        let folder = self.index.folder(record.number);
         blocking(move || tree::usage(&folder)).await
     }
 
@@ -127,6 +131,11 @@ impl Snapshotter for NativeSnapshotter {
         };
         let folder = self.index.folder(record.number);
         blocking(move || tree::remove(&folder)).await
+    }
+
+    async fn strays(&self) -> Result<Vec<(std::path::PathBuf, u64)>, SnapshotError> {
+        let index = self.index.clone();
+        blocking(move || index.strays()).await
     }
 
     async fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError> {

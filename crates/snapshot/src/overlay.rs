@@ -212,13 +212,13 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn usage(&self, name: &SnapshotName) -> Result<Usage, SnapshotError> {
         let record = self.index.get(&SnapshotId::Committed(name.clone()))?;
-        let folder = self.index.folder(record.number).join("fs");
+        let folder = self.index.folder(record.number);
         blocking(move || tree::usage(&folder)).await
     }
 
     async fn usage_active(&self, key: &ActiveKey) -> Result<Usage, SnapshotError> {
         let record = self.index.get(&SnapshotId::Active(key.clone()))?;
-        let folder = self.index.folder(record.number).join("fs");
+        let folder = self.index.folder(record.number);
         blocking(move || tree::usage(&folder)).await
     }
 
@@ -228,6 +228,11 @@ impl Snapshotter for OverlaySnapshotter {
         };
         let folder = self.index.folder(record.number);
         blocking(move || tree::remove(&folder)).await
+    }
+
+    async fn strays(&self) -> Result<Vec<(std::path::PathBuf, u64)>, SnapshotError> {
+        let index = self.index.clone();
+        blocking(move || index.strays()).await
     }
 
     async fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError> {

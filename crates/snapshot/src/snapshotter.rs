@@ -49,6 +49,16 @@ pub enum SnapshotId {
     Committed(SnapshotName),
 }
 
+impl SnapshotId {
+    /// The key or the name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Active(key) => key.as_str(),
+            Self::Committed(name) => name.as_str(),
+        }
+    }
+}
+
 impl fmt::Display for SnapshotId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -154,6 +164,11 @@ pub trait Snapshotter: Send + Sync {
         None
     }
 
+    /// Whether a snapshot holds a copy of what it stands on, and not only what differs.
+    fn copies(&self) -> bool {
+        false
+    }
+
     /// Makes a snapshot to be written, on top of `parent` or empty.
     async fn prepare(
         &self,
@@ -184,6 +199,12 @@ pub trait Snapshotter: Send + Sync {
 
     /// Removes a snapshot. One that is not there is no error; one that has children is.
     async fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError>;
+
+    /// What lies among the files of the snapshots and belongs to none, with the bytes that it
+    /// takes.
+    async fn strays(&self) -> Result<Vec<(PathBuf, u64)>, SnapshotError> {
+        Ok(Vec::new())
+    }
 
     /// All snapshots, for the clean-up at start.
     async fn list(&self) -> Result<Vec<SnapshotId>, SnapshotError>;

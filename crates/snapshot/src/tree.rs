@@ -33,7 +33,12 @@ pub(crate) fn usage(dir: &Path) -> Result<Usage, SnapshotError> {
     };
     count(&dir.symlink_metadata().map_err(io("stat", dir))?);
     while let Some(dir) = open.pop() {
-        for entry in std::fs::read_dir(&dir).map_err(io("list", &dir))? {
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(io("list", &dir)(error)),
+        };
+        for entry in entries {
             let entry = entry.map_err(io("list", &dir))?;
             let meta = match entry.metadata() {
                 Ok(meta) => meta,

@@ -424,7 +424,7 @@ mod tests {
                 .unwrap();
         }
         if folded {
-            store.checkpoint("boot", || Ok(())).await.unwrap();
+            store.checkpoint("boot", |_| Ok(())).await.unwrap();
         }
         // Copied while it is open: closing it would fold the log.
         let copy = dir.join("killed.db");

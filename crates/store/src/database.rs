@@ -203,7 +203,8 @@ impl Store {
                            VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
                 tx.execute(sql, row)?;
             }
-            for row in &salvaged.dropped {
+            for (table, key) in &salvaged.dropped {
+                let row = (table, key);
                 tx.execute("INSERT INTO dropped (tbl, key) VALUES (?1, ?2)", row)?;
             }
             let mut meta = salvaged.meta.clone();

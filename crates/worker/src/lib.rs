@@ -34,6 +34,7 @@
 mod controller;
 mod error;
 mod filter;
+mod gc;
 mod id;
 mod journal;
 mod keys;
@@ -46,6 +47,7 @@ mod worker;
 pub use controller::Controller;
 pub use error::WorkerError;
 pub use filter::{Filter, FilterError};
+pub use gc::{GcPolicy, usage_filter};
 /// For `inventory::submit!` in other crates.
 pub use inventory;
 pub use keys::StoredKeys;

@@ -7,6 +7,8 @@ use cooper_executor::DnsConfig;
 use cooper_executor::cni::CniConfig;
 use cooper_registry::HostConfig;
 
+use crate::GcPolicy;
+
 /// What initialisers are told: where the daemon keeps its files, and what it was configured
 /// with.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +58,10 @@ pub struct WorkerSettings {
     /// Whether steps share the daemon's process namespace, for ordinary users where they may
     /// not have one of their own.
     pub no_process_sandbox: bool,
+    /// What is pruned by itself, one policy after the other; none prunes nothing.
+    pub gc: Vec<GcPolicy>,
+    /// Bytes that one step may write at most; 0 is no bound.
+    pub most_of_step: u64,
     /// What only this kind of worker knows.
     pub extra: BTreeMap<String, String>,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use cooper_cache::{CacheConfig, CacheManager};
+use cooper_cache::{CacheConfig, CacheLimits, CacheManager, Collector};
 use cooper_content::{ContentStore, FsContentStore, ImageStore};
 use cooper_executor::Executor;
 use cooper_llb::platform;
@@ -18,12 +18,12 @@ use cooper_solver::{Solver, SolverConfig};
 use cooper_source::{
     GitSource, HttpSource, ImageResolver, ImageSource, LocalSource, Source, SourceRegistry,
 };
-use cooper_store::Store;
+use cooper_store::{Opened, Store};
 use tokio::sync::Semaphore;
 
 use crate::{
-    CachedResults, Context, Filter, StoredKeys, WorkerError, WorkerSettings, host_platforms, id,
-    label,
+    CachedResults, Context, Filter, GcPolicy, StoredKeys, WorkerError, WorkerSettings, gc,
+    host_platforms, id, label,
 };
 
 /// What a kind of worker brings: the rest is the same for all.
@@ -98,6 +98,10 @@ pub struct Worker {
     pub solver: Solver<Build>,
     /// The metadata.
     pub store: Store,
+    /// What is pruned by itself, one policy after the other.
+    pub gc: Vec<GcPolicy>,
+    /// Prunes by itself as long as the worker is there.
+    pub collector: Collector,
 }
 
 impl Worker {
@@ -107,7 +111,7 @@ impl Worker {
         std::fs::create_dir_all(&dir).map_err(WorkerError::open("the worker's folder", &dir))?;
         let id = worker_id(&dir)?;
         let settings = &parts.settings;
-        let (store, dropped) = open_store(&dir).await?;
+        let Opened { store, dropped, .. } = open_store(&dir).await?;
         let Storage {
             snapshotter,
             content,
@@ -126,6 +130,12 @@ impl Worker {
         })
         .await
         .map_err(WorkerError::open("the cache", &dir))?;
+        // From here on who touches a blob is written down.
+        let content = cache.content().clone();
+        let collector = cache.collect(CacheLimits {
+            policies: gc::options(&settings.gc)?,
+            most_of_step: settings.most_of_step,
+        });
 
         let registry = Registry::new(cx.registries.clone());
         let images = ImageResolver::new(registry.clone(), content.clone());
@@ -181,6 +191,8 @@ impl Worker {
             executor: parts.executor,
             solver,
             store,
+            gc: parts.settings.gc,
+            collector,
         })
     }
 
@@ -208,18 +220,29 @@ pub fn worker_id(dir: &Path) -> Result<String, WorkerError> {
     id::persistent(&path).map_err(WorkerError::open("the worker's id", &path))
 }
 
-async fn open_store(dir: &Path) -> Result<(Store, Vec<cooper_store::Dropped>), WorkerError> {
+async fn open_store(dir: &Path) -> Result<Opened, WorkerError> {
     let path = dir.join("metadata.db");
     let boot = cooper_sys::boot_id().map_err(WorkerError::open("the boot id", &path))?;
     let open = {
         let path = path.clone();
-        move || Store::open(&path, &boot)
+        move || Store::open_or_rebuild(&path, &boot)
     };
     // A panic there is a failure like any other.
     let opened = tokio::task::spawn_blocking(open).await;
-    opened
+    let opened = opened
         .map_err(WorkerError::open("the metadata", &path))?
-        .map_err(WorkerError::open("the metadata", &path))
+        .map_err(WorkerError::open("the metadata", &path))?;
+    if let Some(rebuilt) = &opened.rebuilt {
+        tracing::error!(
+            path = %path.display(),
+            kept = %rebuilt.aside.display(),
+            rows = rebuilt.rows,
+            "the metadata was damaged: {}; it is kept aside, and what is whole of it was \
+             brought over",
+            rebuilt.detail
+        );
+    }
+    Ok(opened)
 }
 
 fn snapshotter_kind(name: &str) -> Result<Kind, WorkerError> {

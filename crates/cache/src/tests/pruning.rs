@@ -4,7 +4,7 @@ use super::*;
 use crate::{PruneOptions, RecordType};
 
 /// A kept ref of about `kib` KiB that nobody has.
-async fn kept(cache: &CacheManager, parent: Option<&RefId>, kib: usize) -> RefId {
+pub(super) async fn kept(cache: &CacheManager, parent: Option<&RefId>, kib: usize) -> RefId {
     let parent = match parent {
         Some(parent) => cache.get(parent).await.unwrap().local(),
         None => None,

@@ -51,12 +51,6 @@ impl Config {
 
 fn worker(section: &str, config: &WorkerConfig, found: &mut Vec<String>) {
     let set = [
-        ("gc", config.gc == Some(true)),
-        ("gckeepstorage", config.gckeepstorage.is_set()),
-        ("reservedSpace", config.reserved_space.is_set()),
-        ("maxUsedSpace", config.max_used_space.is_set()),
-        ("minFreeSpace", config.min_free_space.is_set()),
-        ("gcpolicy", !config.gcpolicy.is_empty()),
         (
             "userRemapUnsupported",
             !config.user_remap_unsupported.is_empty(),

@@ -3,6 +3,7 @@
 //! error. [`Config::without_effect`] lists what was set and does nothing yet.
 
 mod effect;
+mod gc;
 mod quantity;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub(crate) use gc::{Disk, policies};
 pub use quantity::{DiskSpace, Period};
 
 use crate::DaemonError;
@@ -137,6 +139,9 @@ pub struct WorkerConfig {
     #[serde(rename = "minFreeSpace")]
     pub min_free_space: DiskSpace,
     pub gcpolicy: Vec<GcPolicy>,
+    /// Bytes that one step may write at most; none is no limit. BuildKit has no such name.
+    #[serde(rename = "maxStepBytes")]
+    pub max_step_bytes: DiskSpace,
     #[serde(rename = "networkMode")]
     pub network_mode: String,
     #[serde(rename = "cniConfigPath")]

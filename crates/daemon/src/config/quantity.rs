@@ -40,7 +40,8 @@ impl<'de> Deserialize<'de> for DiskSpace {
 }
 
 impl DiskSpace {
-    /// Reads `20GB` (1000-based, as Docker's units), `512MiB`, `10%` or bytes.
+    /// Reads `20GB` or `20GiB` (both 1024-based, as docker/go-units reads sizes in memory, which
+    /// BuildKit goes by), `10%` or bytes.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         if let Some(number) = text.strip_suffix('%') {
@@ -54,14 +55,11 @@ impl DiskSpace {
         let (number, unit) = text.split_at(end.unwrap_or(text.len()));
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1,
-            "k" | "kb" => 1_000,
-            "m" | "mb" => 1_000_000,
-            "g" | "gb" => 1_000_000_000,
-            "t" | "tb" => 1_000_000_000_000,
-            "kib" => 1 << 10,
-            "mib" => 1 << 20,
-            "gib" => 1 << 30,
-            "tib" => 1 << 40,
+            "k" | "kb" | "kib" => 1 << 10,
+            "m" | "mb" | "mib" => 1 << 20,
+            "g" | "gb" | "gib" => 1 << 30,
+            "t" | "tb" | "tib" => 1 << 40,
+            "p" | "pb" | "pib" => 1 << 50,
             _ => return None,
         };
         let bytes = match number.parse::<u64>() {
@@ -129,8 +127,8 @@ mod tests {
     #[test]
     fn sizes_are_read() {
         for (text, bytes, percentage) in [
-            ("512MB", 512_000_000, 0),
-            ("1.5GB", 1_500_000_000, 0),
+            ("512MB", 512 << 20, 0),
+            ("1.5GB", 3 << 29, 0),
             ("2GiB", 2 << 30, 0),
             ("77", 77, 0),
             ("20%", 0, 20),

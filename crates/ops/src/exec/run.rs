@@ -22,6 +22,8 @@ use super::ExecOp;
 use crate::env::{Build, Output, limits, localize, note_usage, sessions};
 use crate::{ExecFailure, FailedFiles, OpsError};
 
+/// The number of the signal.
+const SIGKILL: i32 = 9;
 const PATH_LINUX: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const PATH_WINDOWS: &str =
     r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
@@ -86,12 +88,20 @@ impl ExecOp {
             .instrument(debug_span!("start"))
             .await
             .map_err(start)?;
-        let exit = running.wait().instrument(debug_span!("run")).await;
-        let exit = exit.map_err(start)?;
+        let exit = tokio::select! {
+            exit = running.wait().instrument(debug_span!("run")) => exit.map_err(start)?,
+            outgrown = prepared.outgrown() => {
+                // Its file systems are not mounted any more when it has ended.
+                running.signal(SIGKILL).await.map_err(start)?;
+                running.wait().await.map_err(start)?;
+                return Err(outgrown.into());
+            }
+        };
         if let Some(usage) = running.usage() {
             note_usage(cx, &usage);
         }
         drop(running);
+        prepared.check_size().await?;
         if !self.is_wanted(exit.code) {
             return Err(OpsError::Exec {
                 failure: ExecFailure::new(args, exit.code, exit.oom),
