@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cooper_executor::{Group, remove_left};
+use cooper_executor::{Group, processes_with, remove_left};
 use cooper_proto::containerd::services::containers::v1::ListContainersRequest;
 use cooper_proto::containerd::services::tasks::v1::ListTasksRequest;
 use cooper_sys::cgroup::Hierarchies;
 
+use crate::executor::blocking;
 use crate::task::Task;
 use crate::{Containerd, ContainerdError, Runtime};
 
@@ -101,6 +102,28 @@ pub(crate) async fn sweep_late(containerd: Containerd, runtime: Runtime, ids: BT
             tracing::debug!(?task, ?known, "a container was still made");
             if let Err(error) = task.remove().await {
                 tracing::warn!(%error, ?task, "cannot remove a container that was left");
+            }
+        }
+        let known: BTreeSet<String> = tasks.into_iter().map(|task| task.id).collect();
+        let lost: Vec<String> = ids.difference(&known).cloned().collect();
+        let namespace = containerd.namespace().to_owned();
+        let killed = blocking(move || {
+            kill_shims(&namespace, &lost);
+            Ok(())
+        });
+        let _ = killed.await;
+    }
+}
+
+/// Kills the shims of the tasks `ids`, of which containerd does not know: it lets go of one that it
+/// has just started when its client is gone, and the shim waits for requests for ever. Blocks.
+fn kill_shims(namespace: &str, ids: &[String]) {
+    for id in ids {
+        let pairs = [["-namespace", namespace], ["-id", id]];
+        for shim in processes_with(&pairs.map(|pair| pair.map(str::as_bytes))) {
+            tracing::debug!(id, "a shim was left");
+            if let Err(error) = shim.signal(9) {
+                tracing::warn!(%error, id, "cannot kill a shim that was left");
             }
         }
     }

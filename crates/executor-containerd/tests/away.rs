@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -197,8 +198,20 @@ async fn what_containerd_made_after_it_was_swept_is_removed() {
     assert_eq!(listed(&server.address(), "containers"), "");
     assert_eq!(listed(&server.address(), "tasks"), tasks);
 
+    // And as when containerd has lost a shim that it had just started.
+    std::fs::create_dir(dir.join("executor/containers/lost")).unwrap();
+    let mut shim = Command::new("sh")
+        .args(["-c", "sleep 1000; exit", "shim"])
+        .args(["-namespace", NAMESPACE, "-id", "lost"])
+        .process_group(0)
+        .spawn()
+        .unwrap();
+
     let executor = open(dir, server.connect(NAMESPACE)).await.unwrap();
     let begun = Instant::now();
+    assert_eq!(shim.wait().unwrap().signal(), Some(9));
+    let group = rustix::process::Pid::from_child(&shim);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
     while !listed(&server.address(), "tasks").is_empty() {
         assert!(begun.elapsed() < LIMIT, "it stays");
         tokio::time::sleep(Duration::from_millis(50)).await;

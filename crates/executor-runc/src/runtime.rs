@@ -9,7 +9,7 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use cooper_executor::ExecError;
+use cooper_executor::{ExecError, processes_with};
 use cooper_oci_runtime::RuntimeError;
 use cooper_sys::PidFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -183,21 +183,7 @@ fn read_soon(mut output: ChildStdout, text: &mut Vec<u8>) -> std::io::Result<()>
 
 /// The processes of runtimes that an earlier process started, with their state in `state`.
 pub(crate) fn strays(state: &Path) -> Vec<PidFd> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| {
-        // Opened before it is looked at: the number may be another's afterwards.
-        let found = PidFd::open(pid).ok()?;
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let args: Vec<_> = line.split(|byte| *byte == 0).collect();
-        let state = state.as_os_str().as_bytes();
-        args.windows(2)
-            .any(|pair| pair == [b"--root".as_slice(), state])
-            .then_some(found)
-    })
-    .collect()
+    processes_with(&[[b"--root", state.as_os_str().as_bytes()]])
 }
 
 fn look_up(name: &Path) -> Option<PathBuf> {

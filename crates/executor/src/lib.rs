@@ -38,6 +38,7 @@ mod resolv;
 mod rootless;
 mod seccomp;
 mod spec;
+mod strays;
 mod stubs;
 #[cfg(feature = "testsuite")]
 pub mod testsuite;
@@ -63,5 +64,6 @@ pub use process::{Exit, Input, Output, Process, TtySize};
 pub use resolv::{DnsConfig, resolv_conf, resolv_conf_of_host};
 pub use seccomp::OtherCalls;
 pub use spec::{SpecContext, exec_process, oci_spec};
+pub use strays::processes_with;
 pub use stubs::MountStubs;
 pub use user::{User, find_user};
