@@ -17,7 +17,7 @@ const WORKS: &str = "power: works";
 /// follow that the next boot is told.
 const DURABLE: &str = "power: durable ";
 /// Milliseconds from then to the cut.
-const CUT: std::ops::Range<u64> = 500..20_000;
+const CUT: std::ops::Range<u64> = 300..10_000;
 /// A guest that has neither begun to work nor found a mistake by then hangs.
 const LIMIT: Duration = Duration::from_secs(600);
 

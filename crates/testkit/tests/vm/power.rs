@@ -235,7 +235,9 @@ impl Work {
             shared_key_hint: "base".into(),
             ..Local::default()
         };
-        State::local("base", local, Constraints::default())
+        let sent = State::local("base", local, Constraints::default());
+        // Copied, and so known by its content: a root that was sent is another one for each client.
+        State::scratch().copy(copy(&sent, "/bin", "/"))
     }
 
     fn chain(&self, chain: u64, steps: u64) -> State {
@@ -401,7 +403,7 @@ impl Work {
         let others = async {
             loop {
                 // What nobody writes to is made durable.
-                tokio::time::sleep(Duration::from_millis(self.random(10_000))).await;
+                tokio::time::sleep(Duration::from_millis(self.random(6_000))).await;
                 self.check_local(true).await;
                 self.promise(|promise| promise.kept = 0);
                 let taken = self.promise.lock().unwrap().taken;
@@ -418,7 +420,7 @@ impl Work {
         };
         let prune = async {
             loop {
-                tokio::time::sleep(Duration::from_millis(1000 + self.random(15_000))).await;
+                tokio::time::sleep(Duration::from_millis(500 + self.random(10_000))).await;
                 let all = PruneRequest {
                     all: true,
                     ..PruneRequest::default()
