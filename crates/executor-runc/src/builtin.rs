@@ -86,13 +86,12 @@ impl BuiltIn {
         };
         let path = context.cgroup(spec);
         // Before there is a group: it is found by this after a crash.
-        bundle.write(CGROUP, &path)?;
         let hierarchies = &self.hierarchies;
+        bundle.write(CGROUP, hierarchies.absolute(&path))?;
         let mut group =
             cooper_oci_runtime::Group::create(hierarchies.clone(), &path).map_err(failed)?;
         bundle.own_group(Group::new(hierarchies.clone(), &path));
-        // Without control groups nothing can be said, and without those devices cannot be made.
-        if !hierarchies.roots().is_empty() {
+        if hierarchies.rule_devices() {
             group.allow(&[no_device()?]).map_err(failed)?;
         }
         let prepared = self.runtime.prepare(group).map_err(failed)?;

@@ -61,7 +61,8 @@ impl RuncExecutor {
         if let Err(error) = machine.hierarchies().make_room(&config.cgroup_parent) {
             tracing::warn!(%error, "steps cannot be limited: no room below the own control group");
         }
-        sweep::sweep(&bundles, &state, machine.hierarchies());
+        let all = Arc::new(machine.hierarchies().of_machine());
+        sweep::sweep(&bundles, &state, &all);
         let runtime = find(&config, &bundles, state, machine.hierarchies())?;
         Ok(Self {
             shared: Arc::new(Shared {

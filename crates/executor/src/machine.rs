@@ -51,8 +51,8 @@ impl Machine {
             false => None,
         };
         let hierarchies = match mapped {
-            // The control groups are the machine's, and not for users.
-            Some(_) => Hierarchies::none(),
+            // The control groups are the machine's, but for what a user was given of them.
+            Some(_) => Hierarchies::of_user(),
             None => Hierarchies::detect().map_err(ExecError::io("read", "/sys/fs/cgroup"))?,
         };
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -108,6 +108,7 @@ impl Machine {
             hosts: Some(bundle.write("hosts", hosts_file(&spec.hostname, &spec.extra_hosts))?),
             host_network: network != NetworkMode::None,
             cgroup_parent: common.cgroup_parent.to_owned(),
+            cgroup_delegated: self.hierarchies.delegated().map(str::to_owned),
             cgroup_namespace: self.hierarchies.unified(),
             apparmor_profile: common.apparmor_profile.to_owned(),
             seccomp: self.seccomp,

@@ -7,8 +7,11 @@ use cooper_sys::userns;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxNamespaceType, MountBuilder, Spec};
 
-/// Takes out what a runtime in a user namespace cannot do.
-pub(crate) fn adapt(spec: &mut Spec) {
+use crate::is_of_systemd;
+
+/// Takes out what a runtime in a user namespace cannot do. Control groups are below `delegated`,
+/// the one that was handed over, if one was.
+pub(crate) fn adapt(spec: &mut Spec, delegated: Option<&str>) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     // A sysfs belongs to the owner of the network that it shows; with the host's network that is
     // the machine's root. And the control groups below it are not there.
@@ -23,8 +26,18 @@ pub(crate) fn adapt(spec: &mut Spec) {
     }
     spec.set_mounts(Some(mounts));
     if let Some(linux) = spec.linux_mut() {
-        linux.set_cgroups_path(None);
-        linux.set_resources(None);
+        let path = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
+        let path = path.filter(|path| !is_of_systemd(path));
+        let path = delegated
+            .zip(path)
+            .map(|(above, path)| format!("{above}{path}"));
+        let mut resources = linux.resources().clone().filter(|_| path.is_some());
+        if let Some(resources) = &mut resources {
+            // The kernel takes no rules for devices from an ordinary user.
+            resources.set_devices(None);
+        }
+        linux.set_cgroups_path(path.map(Into::into));
+        linux.set_resources(resources);
         if let Some(devices) = linux.devices_mut() {
             // They are not made but borrowed.
             devices.retain(|device| device.path().exists());

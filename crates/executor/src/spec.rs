@@ -91,6 +91,9 @@ pub struct SpecContext {
     pub network_namespace: Option<PathBuf>,
     /// The control group above its own, unless it says another.
     pub cgroup_parent: String,
+    /// In a user namespace: the control group that was handed over, above all of containers;
+    /// `None` when there are none then.
+    pub cgroup_delegated: Option<String>,
     /// Whether the machine has control groups of version 2 only: then the container has a
     /// namespace for them.
     pub cgroup_namespace: bool,
@@ -108,8 +111,8 @@ pub struct SpecContext {
     /// How many files its processes may have open, soft and hard, unless the container says;
     /// `None` for what the runtime has.
     pub open_files: Option<(u64, u64)>,
-    /// Whether this is for a runtime in a user namespace: then there are no control groups, the
-    /// host's `/sys` cannot be shown, and groups may be missing.
+    /// Whether this is for a runtime in a user namespace: then there are no control groups but
+    /// those that were handed over, the host's `/sys` cannot be shown, and groups may be missing.
     pub user_namespace: bool,
     /// Whether it shares the host's process namespace and its `/proc`: where an ordinary user's
     /// container may not mount one of its own.
@@ -128,6 +131,7 @@ impl SpecContext {
             host_network: false,
             network_namespace: None,
             cgroup_parent: String::new(),
+            cgroup_delegated: None,
             cgroup_namespace: false,
             apparmor_profile: String::new(),
             seccomp: None,
@@ -224,7 +228,7 @@ pub fn oci_spec(
             rootless::share_processes(&mut spec)?;
         }
         if context.user_namespace {
-            rootless::adapt(&mut spec);
+            rootless::adapt(&mut spec, context.cgroup_delegated.as_deref());
         }
         Ok::<_, OciSpecError>(spec)
     };

@@ -194,6 +194,36 @@ fn cgroups_are_named_as_buildkit_names_them() {
 }
 
 #[test]
+fn an_ordinary_user_has_the_groups_that_were_handed_over() {
+    let container = ContainerSpec {
+        resources: Resources {
+            memory: 1 << 20,
+            ..Resources::default()
+        },
+        ..ContainerSpec::default()
+    };
+    let user = User::default();
+    let process = Process::new(["true"]);
+    let linux = |delegated: Option<&str>, parent: &str| {
+        let mut context = context();
+        context.user_namespace = true;
+        context.cgroup_delegated = delegated.map(str::to_owned);
+        context.cgroup_parent = parent.into();
+        let spec = oci_spec(&container, &process, &user, &context).unwrap();
+        serde_json::to_value(spec).unwrap()["linux"].clone()
+    };
+    let given = linux(Some("/user.slice/mine.scope"), "x");
+    assert_eq!(given["cgroupsPath"], "/user.slice/mine.scope/x/buildkit/id");
+    assert_eq!(given["resources"]["memory"]["limit"], 1 << 20);
+    assert_eq!(given["resources"].get("devices"), None);
+    // systemd's own manager is not asked.
+    for none in [linux(None, "x"), linux(Some("/y"), "a.slice:x:")] {
+        assert_eq!(none.get("cgroupsPath"), None);
+        assert_eq!(none.get("resources"), None);
+    }
+}
+
+#[test]
 fn another_process_inherits_what_it_does_not_say() {
     let user = User::default();
     let base = oci_spec(

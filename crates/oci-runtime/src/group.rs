@@ -83,8 +83,12 @@ impl Group {
         limits::set(self, resources)
     }
 
-    /// Sets which devices can be used: what the rules say, and what every container has.
+    /// Sets which devices can be used: what the rules say, and what every container has. Where
+    /// that cannot be said ([`Hierarchies::rule_devices`]) devices cannot be made either.
     pub fn allow(&mut self, rules: &[LinuxDeviceCgroup]) -> Result<(), RuntimeError> {
+        if !self.hierarchies.rule_devices() && rules.is_empty() {
+            return Ok(());
+        }
         if self.devices.as_deref() != Some(rules) {
             devices::set(self, rules)?;
             self.devices = Some(rules.to_vec());

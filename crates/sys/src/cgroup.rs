@@ -1,6 +1,8 @@
 //! Control groups of both versions, as far as finding, killing and removing them goes.
 //!
-//! A container's group is made by its runtime, below the same relative path in each hierarchy.
+//! A container's group is made by its runtime, below the same relative path in each hierarchy. For
+//! an ordinary user the one hierarchy is the group that was handed over (cgroup-v2.rst,
+//! "Delegation"): paths are relative to that.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,12 +10,16 @@ use std::time::Duration;
 
 /// Where the machine mounts its control groups (cgroups(7)).
 const MOUNT: &str = "/sys/fs/cgroup";
+/// systemd's mark on groups that it leaves to who runs in them (`CGROUP_DELEGATION`, "Delegation").
+const DELEGATED: &str = "user.delegate";
 
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies {
     unified: bool,
     roots: Vec<PathBuf>,
+    /// The path of the group that was handed over.
+    delegated: Option<String>,
 }
 
 /// What the processes of a group used since it was made. What the kernel does not count is
@@ -49,6 +55,36 @@ impl Hierarchies {
         Self {
             unified: false,
             roots: Vec::new(),
+            delegated: None,
+        }
+    }
+
+    /// What there is for an ordinary user, in a user namespace: the group of this process, when
+    /// it has been handed over and everything in it may be changed; or none at all.
+    ///
+    /// It has been handed over when systemd says so (`Delegate=yes`), or nobody else is in it:
+    /// what others have started in it must not be moved about.
+    pub fn of_user() -> Self {
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self::of_user_at(Path::new(MOUNT), &own, std::process::id())
+    }
+
+    /// The same below `mount`, for the process `pid` whose groups are `own` (`/proc/pid/cgroup`).
+    fn of_user_at(mount: &Path, own: &str, pid: u32) -> Self {
+        let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
+            return Self::none();
+        };
+        let root = mount.join(path.trim_start_matches('/'));
+        let ours = ["", "cgroup.procs", "cgroup.subtree_control"]
+            .iter()
+            .all(|name| may_write(&root.join(name)));
+        if !ours || !(is_marked(&root) || is_alone(&root, pid)) {
+            return Self::none();
+        }
+        Self {
+            unified: true,
+            roots: vec![root],
+            delegated: Some(path.trim_end_matches('/').to_owned()),
         }
     }
 
@@ -57,6 +93,7 @@ impl Hierarchies {
             return Ok(Self {
                 unified: true,
                 roots: vec![mount.to_owned()],
+                delegated: None,
             });
         }
         let mut roots = Vec::new();
@@ -71,7 +108,37 @@ impl Hierarchies {
         Ok(Self {
             unified: false,
             roots,
+            delegated: None,
         })
+    }
+
+    /// The path on the machine of the group that an ordinary user has.
+    pub fn delegated(&self) -> Option<&str> {
+        self.delegated.as_deref()
+    }
+
+    /// The path on the machine of the group `path`.
+    pub fn absolute(&self, path: &str) -> String {
+        let below = self.delegated.as_deref().unwrap_or_default();
+        format!("{below}/{}", path.trim_start_matches('/'))
+    }
+
+    /// The same as seen from the machine: paths are not relative to what was handed over.
+    pub fn of_machine(&self) -> Self {
+        match self.delegated {
+            Some(_) => Self {
+                unified: true,
+                roots: vec![PathBuf::from(MOUNT)],
+                delegated: None,
+            },
+            None => self.clone(),
+        }
+    }
+
+    /// Whether it can be said which devices a group may use: an ordinary user cannot, and makes
+    /// no devices either.
+    pub fn rule_devices(&self) -> bool {
+        !self.roots.is_empty() && self.delegated.is_none()
     }
 
     /// Whether the controllers are in version 2.
@@ -194,16 +261,20 @@ impl Hierarchies {
         if !self.unified {
             return Ok(());
         }
-        let text = std::fs::read_to_string("/proc/self/cgroup")?;
-        let own = text.lines().find_map(|line| line.strip_prefix("0::"));
-        let own = Path::new(own.unwrap_or("/").trim_start_matches('/'));
-        if !Path::new(parent.trim_start_matches('/')).starts_with(own) {
-            return Ok(());
-        }
         let Some(root) = self.roots.first() else {
             return Ok(());
         };
-        let above = root.join(own);
+        let above = if self.delegated.is_some() {
+            root.clone()
+        } else {
+            let text = std::fs::read_to_string("/proc/self/cgroup")?;
+            let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+            let own = Path::new(own.unwrap_or("/").trim_start_matches('/'));
+            if !Path::new(parent.trim_start_matches('/')).starts_with(own) {
+                return Ok(());
+            }
+            root.join(own)
+        };
         // The first group of all is of no type.
         if !above.join("cgroup.type").exists() {
             return Ok(());
@@ -240,6 +311,24 @@ impl Hierarchies {
         }
         Ok(())
     }
+}
+
+/// Whether this process may write to what is at `path`.
+fn may_write(path: &Path) -> bool {
+    let (access, flags) = (rustix::fs::Access::WRITE_OK, rustix::fs::AtFlags::EACCESS);
+    rustix::fs::accessat(rustix::fs::CWD, path, access, flags).is_ok()
+}
+
+fn is_marked(group: &Path) -> bool {
+    let mut value = [0; 8];
+    let read = rustix::fs::getxattr(group, DELEGATED, &mut value);
+    read.is_ok_and(|length| value[..length] == *b"1")
+}
+
+/// Whether `pid` is the only process in the group.
+fn is_alone(group: &Path, pid: u32) -> bool {
+    let text = std::fs::read_to_string(group.join("cgroup.procs"));
+    text.is_ok_and(|text| text.trim() == pid.to_string())
 }
 
 /// The number of the line `name number`.
@@ -360,6 +449,31 @@ mod tests {
         };
         assert_eq!(hierarchies.usage("/a"), Some(expected));
         assert_eq!(hierarchies.usage("/b"), None);
+    }
+
+    #[test]
+    fn a_user_has_the_group_that_nobody_else_is_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("user.slice/mine.scope");
+        std::fs::create_dir_all(&group).unwrap();
+        let own = "1:name=systemd:/\n0::/user.slice/mine.scope\n";
+        let of_user = || Hierarchies::of_user_at(dir.path(), own, 12);
+        std::fs::write(group.join("cgroup.procs"), "12\n").unwrap();
+        assert_eq!(of_user(), Hierarchies::none());
+        std::fs::write(group.join("cgroup.subtree_control"), "").unwrap();
+        let found = of_user();
+        assert!(found.unified() && !found.rule_devices());
+        assert_eq!(found.roots(), std::slice::from_ref(&group));
+        assert_eq!(
+            found.absolute("/buildkit/id"),
+            "/user.slice/mine.scope/buildkit/id"
+        );
+        assert_eq!(found.of_machine().absolute("/x"), "/x");
+        std::fs::write(group.join("cgroup.procs"), "12\n13\n").unwrap();
+        assert_eq!(of_user(), Hierarchies::none());
+        // Version 1 has nothing to hand over.
+        let none = Hierarchies::of_user_at(dir.path(), "1:name=systemd:/\n", 12);
+        assert_eq!(none, Hierarchies::none());
     }
 
     #[test]

@@ -11,13 +11,14 @@ use crate::run;
 use crate::workspace;
 
 /// Raised whenever what is made here changes.
-const VERSION: &str = "vm-1";
+const VERSION: &str = "vm-2";
 /// What is in the guest besides the base of Debian.
 const PACKAGES: &[&str] = &[
     "apparmor",
     "busybox-static",
     "ca-certificates",
     "containernetworking-plugins",
+    "crun",
     "dbus",
     "docker-registry",
     "e2fsprogs",
@@ -26,10 +27,12 @@ const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "openssl",
     "procps",
+    "rootlesskit",
     "runc",
     "skopeo",
     "systemd-sysv",
     "udev",
+    "uidmap",
 ];
 /// What the guest's own initrd loads to reach its disks.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];

@@ -10,3 +10,4 @@ mod client;
 mod limits;
 mod power;
 mod systemd;
+mod users;

@@ -15,7 +15,7 @@ use crate::limits::{GROUPS, limit, only, while_it_runs};
 const UNITS: &str = "/etc/systemd/system";
 const SOCKET: &str = "unix:///run/cooper/cooperd.sock";
 
-fn systemctl(words: &[&str]) -> String {
+pub(crate) fn systemctl(words: &[&str]) -> String {
     let ran = run(Command::new("systemctl").args(words));
     ran.output.trim().to_owned()
 }
@@ -49,7 +49,7 @@ fn install() {
 }
 
 /// A step that waits, on a base that the client sends.
-fn waits(base: &Path) -> cooper_client::Solve {
+pub(crate) fn waits(base: &Path) -> cooper_client::Solve {
     let local = State::local("base", Local::default(), Default::default());
     let mut exec = Exec {
         args: ["/bin/busybox", "sleep", "600"].map(str::to_owned).to_vec(),
