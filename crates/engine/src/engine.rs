@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use cooper_exporter::Exporter;
 use cooper_frontend::{
     BuildOpts, Frontend, FrontendResult, SolveRequest as BridgeRequest, WorkerInfo,
@@ -304,7 +305,7 @@ impl Engine {
 /// The build argument by which a client asks why steps are not cached: any client can send it,
 /// and it belongs to no step.
 const EXPLAIN: &str = "build-arg:COOPER_EXPLAIN";
-/// Under which name the answer has them, as JSON.
+/// Under which name the answer has them, as JSON in base64.
 const EXPLANATIONS: &str = "cooper.explain";
 
 /// Whether the options of a frontend ask for explanations.
@@ -323,7 +324,9 @@ fn explanations_json(explanations: &[Arc<Explanation>]) -> String {
             "cause": explanation.cause.to_string(),
         })
     };
-    serde_json::Value::Array(explanations.iter().map(one).collect()).to_string()
+    let all = serde_json::json!({ "steps": explanations.iter().map(one).collect::<Vec<_>>() });
+    // As BuildKit has what is not one word: clients unpack it.
+    BASE64_STANDARD.encode(all.to_string())
 }
 
 /// A build that goes on. The order of the fields is that in which they go: the job ends before

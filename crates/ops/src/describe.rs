@@ -233,10 +233,23 @@ fn mounts(mounts: &Value, description: &mut Description) {
             }
         }
     }
-    description.part("inputs of the mounts", &inputs);
+    description.wiring = inputs;
 }
 
-/// The parts of an action on files: `number` counts from 1, and is 0 when it is the only one.
+/// What an action is called.
+pub(crate) fn action_name(action: &pb::FileAction) -> &'static str {
+    use pb::file_action::Action;
+    match &action.action {
+        Some(Action::Copy(_)) => "copy",
+        Some(Action::Mkfile(_)) => "mkfile",
+        Some(Action::Mkdir(_)) => "mkdir",
+        Some(Action::Rm(_)) => "rm",
+        Some(Action::Symlink(_)) => "symlink",
+        None => "action",
+    }
+}
+
+/// The parts of an action on files, the number `number` of them, from 1.
 pub(crate) fn action(
     number: usize,
     action: &pb::FileAction,
@@ -244,16 +257,9 @@ pub(crate) fn action(
     description: &mut Description,
 ) {
     use pb::file_action::Action;
-    let kind = match &action.action {
-        Some(Action::Copy(_)) => "copy",
-        Some(Action::Mkfile(_)) => "mkfile",
-        Some(Action::Mkdir(_)) => "mkdir",
-        Some(Action::Rm(_)) => "rm",
-        Some(Action::Symlink(_)) => "symlink",
-        None => "action",
-    };
+    let kind = action_name(action);
     let kind = match number {
-        0 => kind.to_owned(),
+        1 => kind.to_owned(),
         number => format!("{kind} {number}"),
     };
     if let Some(Action::Copy(copy)) = &action.action {
@@ -333,8 +339,6 @@ mod tests {
                 "mount /run/secrets/a secret mode=0400",
                 "mount /tmp=tmpfs",
                 "mount /tmp tmpfs size=10",
-                "inputs of the mounts=/run/secrets/a input 1; /run/secrets/a output -1; \
-                 /tmp input -1; /tmp output -1; ",
                 "platform=linux/arm64/v8",
             ]
         );
@@ -358,7 +362,7 @@ mod tests {
         let key = r#"{"src":"a","dest":"/b","mode":420,"owner":{"user":{"byName":{"name":"me"}}},
             "createDestPath":true}"#;
         assert_eq!(
-            parts(|description| action(0, &copy, key, description)),
+            parts(|description| action(1, &copy, key, description)),
             [
                 "copy source=/deep/a",
                 "copy dest=/b",

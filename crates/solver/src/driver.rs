@@ -198,6 +198,9 @@ impl<D: Domain> Driver<D> {
                     if let Some(entry) = self.vertices.get(&vertex) {
                         entry.shared.cached();
                     }
+                    if let Some(journal) = &self.journal {
+                        self.core.keys_of(vertex).for_each(|key| journal.used(key));
+                    }
                 }
                 Command::Joined { vertex, job } => {
                     if let (Some(entry), Some((data, sink, explained))) =

@@ -57,7 +57,7 @@ mod vertex;
 pub use error::{OpError, SolveError, error_chain};
 pub use explain::{
     Cause, Description, Explanation, FileChange, FileChangeKind, FileEntry, FileList, Journal,
-    MAX_FILES, MemoryJournal, Note, NoteInput, Noted, Part, Pruned, without_position,
+    MAX_FILES, MemoryJournal, Note, NoteInput, Noted, Part, Pruned, Recent, without_position,
 };
 pub use job::{Job, MemoryResults, Solver, SolverConfig};
 pub use keys::{CacheResult, Forgotten, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use cooper_solver::{FileList, Journal, KeyId, Note, Noted, Pruned};
+use cooper_solver::{FileList, Journal, KeyId, Note, Noted, Pruned, Recent};
 use cooper_store::{Store, StoreError, Table, Write};
 use serde::{Deserialize, Serialize};
 
@@ -22,9 +22,9 @@ const MOST_BYTES: u64 = 32 << 20;
 const NOTES: Table<Row> = Table::new("explain.notes");
 /// `KEY`; the value is the note's number.
 const KEYS: Table<u64> = Table::new("explain.keys");
-/// `PLACE NUMBER`, for each place that the note is to be found at.
-const PLACES: Table<()> = Table::new("explain.places");
-/// Files by the key of their content, with the number of the last note that has them.
+/// `PLACE NUMBER`, for each place that the note is to be found at; the value is the key.
+const PLACES: Table<String> = Table::new("explain.places");
+/// Lists of files by their names, with the number of the last note that has them.
 const FILES: Table<(u64, FileList)> = Table::new("explain.files");
 /// By number: how many bytes there are. Small rows, to be read all at once.
 const SIZES: Table<u64> = Table::new("explain.sizes");
@@ -41,6 +41,7 @@ type Sizes = BTreeMap<u64, u64>;
 /// Notes in the store.
 pub(crate) struct StoredJournal {
     store: Store,
+    recent: Recent,
     /// Read when the first note is written; used by the writer alone.
     sizes: Arc<Mutex<Option<Sizes>>>,
 }
@@ -49,6 +50,7 @@ impl StoredJournal {
     pub(crate) fn new(store: Store) -> Self {
         Self {
             store,
+            recent: Recent::default(),
             sizes: Arc::default(),
         }
     }
@@ -59,6 +61,7 @@ impl StoredJournal {
         key: &KeyId,
         noted: Arc<Noted>,
     ) -> impl FnOnce(&mut Write<'_>) -> Result<(), StoreError> + Send + 'static {
+        self.recent.note(key);
         let (key, sizes) = (key.clone(), self.sizes.clone());
         move |tx| {
             let mut sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +112,7 @@ fn write(
     }
     let number = sizes.last_key_value().map_or(1, |(last, _)| last + 1);
     let note = &noted.note;
-    let files: usize = noted.files.iter().map(|(_, list)| list.size()).sum();
+    let files: usize = noted.files.iter().map(FileList::size).sum();
     let parts = note.description.parts.iter();
     let parts: usize = parts.map(|part| part.name.len() + part.value.len()).sum();
     // Roughly, with what the rows have around it.
@@ -117,10 +120,11 @@ fn write(
     let named = row(number);
     tx.put(&KEYS, key.as_str(), &number)?;
     for place in note.places() {
-        tx.put(&PLACES, &format!("{place} {named}"), &())?;
+        let key = key.as_str().to_owned();
+        tx.put(&PLACES, &format!("{place} {named}"), &key)?;
     }
-    for (content, list) in &noted.files {
-        tx.put(&FILES, content.as_str(), &(number, list.clone()))?;
+    for list in &noted.files {
+        tx.put(&FILES, &list.name(), &(number, list.clone()))?;
     }
     tx.put(&SIZES, &named, &size)?;
     let value = Row {
@@ -151,9 +155,9 @@ fn remove(tx: &mut Write<'_>, sizes: &mut Sizes, number: u64) -> Result<(), Stor
         for place in note.places() {
             tx.delete(&PLACES, &format!("{place} {named}"))?;
         }
-        for content in note.inputs.iter().filter_map(|i| i.content.as_deref()) {
-            if tx.get(&FILES, content)?.is_some_and(|(of, _)| of == number) {
-                tx.delete(&FILES, content)?;
+        for name in note.inputs.iter().filter_map(|input| input.files.as_ref()) {
+            if tx.get(&FILES, name)?.is_some_and(|(of, _)| of == number) {
+                tx.delete(&FILES, name)?;
             }
         }
     }
@@ -182,12 +186,20 @@ pub(crate) fn write_pruned(tx: &mut Write<'_>, key: &KeyId, by: &str) -> Result<
 impl Journal for StoredJournal {
     fn at(&self, place: &str, limit: usize) -> Vec<(KeyId, Note)> {
         self.read(|tx| {
+            let rows = tx.scan(&PLACES, &format!("{place} "))?.into_iter();
+            let mut rows: Vec<_> = rows
+                .map(|(row, key)| {
+                    let key = KeyId::new(&key);
+                    (self.recent.get(&key), row, key)
+                })
+                .collect();
+            rows.sort_by(|a, b| (b.0, &b.1).cmp(&(a.0, &a.1)));
             let mut found = Vec::new();
-            for (row, ()) in tx.scan(&PLACES, &format!("{place} "))?.into_iter().rev() {
+            for (_, row, key) in rows {
                 let number = row.rsplit(' ').next().unwrap_or_default();
                 // One that is gone was lost with the machine.
-                if let Ok(Some(Row { key, note })) = tx.get(&NOTES, number) {
-                    found.push((KeyId::new(&key), note));
+                if let Ok(Some(row)) = tx.get(&NOTES, number) {
+                    found.push((key, row.note));
                 }
                 if found.len() >= limit {
                     break;
@@ -206,8 +218,16 @@ impl Journal for StoredJournal {
         })
     }
 
-    fn files(&self, content: &KeyId) -> Option<FileList> {
-        self.read(|tx| Ok(tx.get(&FILES, content.as_str())?.map(|(_, list)| list)))
+    fn files(&self, name: &str) -> Option<FileList> {
+        self.read(|tx| Ok(tx.get(&FILES, name)?.map(|(_, list)| list)))
+    }
+
+    fn used(&self, key: &KeyId) {
+        self.recent.note(key);
+    }
+
+    fn last_used(&self, key: &KeyId) -> u64 {
+        self.recent.get(key)
     }
 }
 
@@ -221,15 +241,19 @@ mod tests {
         format!("sha256:{number:064x}").parse().unwrap()
     }
 
-    fn noted(number: usize, content: &KeyId) -> Arc<Noted> {
-        let mut description = Description::new("exec", "RUN make");
-        description.part("variable V", &number.to_string());
+    fn files(path: &str) -> FileList {
         let entry = FileEntry {
-            path: "/a".into(),
+            path: path.into(),
             digest: 1,
             mode: None,
             closed: false,
         };
+        FileList::new([entry]).unwrap()
+    }
+
+    fn noted(number: usize, path: &str) -> Arc<Noted> {
+        let mut description = Description::new("exec", "RUN make");
+        description.part("variable V", &number.to_string());
         Arc::new(Noted {
             note: Note {
                 name: "[1/1] RUN make".into(),
@@ -237,11 +261,12 @@ mod tests {
                 description,
                 inputs: vec![NoteInput {
                     keys: vec![],
-                    content: Some(content.as_str().to_owned()),
+                    content: Some("content".into()),
+                    files: Some(files(path).name()),
                 }],
                 pruned: None,
             },
-            files: vec![(content.clone(), FileList::new([entry]).unwrap())],
+            files: vec![files(path)],
         })
     }
 
@@ -259,52 +284,50 @@ mod tests {
     #[tokio::test]
     async fn the_newest_come_first_and_know_what_was_pruned() {
         let (_dir, journal) = journal();
-        let content = KeyId::new("content");
         for number in 0..5 {
-            let noted = noted(number, &content);
+            let noted = noted(number, "/a");
             add(&journal, &format!("key{number}"), noted).await;
         }
         // The same key again is one note, the newest.
-        add(&journal, "key1", noted(1, &content)).await;
+        add(&journal, "key1", noted(1, "/a")).await;
         let key = KeyId::new("key4");
         let write = journal
             .store
             .write(move |tx| write_pruned(tx, &key, "the policy x"));
         write.await.unwrap();
-        let place = noted(0, &content).note.places()[1].clone();
+        let place = noted(0, "/a").note.places()[1].clone();
         let found = journal.at(&place, 3);
         let keys: Vec<_> = found.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["key1", "key4", "key3"]);
         assert_eq!(found[1].1.pruned.as_ref().unwrap().by, "the policy x");
         let of = journal.of(&KeyId::new("key2")).unwrap();
         assert_eq!(of.digest, digest(2));
-        assert!(journal.files(&content).is_some());
+        assert!(journal.files(&files("/a").name()).is_some());
         assert_eq!(journal.of(&KeyId::new("other")), None);
     }
 
     #[tokio::test]
     async fn what_is_too_old_goes_with_all_that_belongs_to_it() {
         let (dir, journal) = journal();
-        let shared = KeyId::new("content");
-        add(&journal, "first", noted(0, &KeyId::new("old content"))).await;
+        add(&journal, "first", noted(0, "/old")).await;
         let sizes = journal.sizes.clone();
         // As if there were many: their rows are not looked at before they go.
         for number in 2..=MOST as u64 {
             let mut sizes = sizes.lock().unwrap();
             sizes.as_mut().unwrap().insert(number, 0);
         }
-        add(&journal, "second", noted(1, &shared)).await;
+        add(&journal, "second", noted(1, "/a")).await;
         assert_eq!(journal.of(&KeyId::new("first")), None);
-        assert_eq!(journal.files(&KeyId::new("old content")), None);
+        assert_eq!(journal.files(&files("/old").name()), None);
         assert!(journal.of(&KeyId::new("second")).is_some());
-        assert!(journal.files(&shared).is_some());
-        let place = noted(0, &shared).note.places()[1].clone();
+        assert!(journal.files(&files("/a").name()).is_some());
+        let place = noted(0, "/a").note.places()[1].clone();
         assert_eq!(journal.at(&place, 10).len(), 1);
         // The bound is known after a restart, too.
         drop(journal);
         let store = Store::open(&dir.path().join("store.db"), "boot").unwrap().0;
         let journal = StoredJournal::new(store);
-        add(&journal, "third", noted(2, &shared)).await;
+        add(&journal, "third", noted(2, "/a")).await;
         let sizes = journal.sizes.lock().unwrap();
         assert_eq!(sizes.as_ref().unwrap().len(), 2);
     }

@@ -62,20 +62,18 @@ pub(super) fn of(op: &pb::FileOp, inputs: usize) -> Result<Key, OpsError> {
 /// The parts of an operation with `inputs` inputs, as far as it has a key.
 pub(super) fn describe(op: &pb::FileOp, inputs: usize, description: &mut Description) {
     let mut looks = Looks::default();
-    let only = op.actions.len() == 1;
     let mut indexes = String::new();
     for (index, action) in op.actions.iter().enumerate() {
         let Ok(text) = look(action, inputs, &mut looks) else {
             return;
         };
-        let number = if only { 0 } else { index + 1 };
-        describe::action(number, action, &text, description);
+        describe::action(index + 1, action, &text, description);
         indexes.push_str(&format!(
             "{} {} {}; ",
             action.input, action.secondary_input, action.output
         ));
     }
-    description.part("inputs of the actions", &indexes);
+    description.wiring = indexes;
 }
 
 /// How the actions look at the inputs.

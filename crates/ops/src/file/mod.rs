@@ -66,7 +66,10 @@ impl Op<Build> for FileOp {
     }
 
     fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
-        let mut description = describe::begin("file", vertex);
+        // A copy is no other form of a new folder.
+        let first = self.op.actions.first().map(describe::action_name);
+        let kind = format!("file {}", first.unwrap_or_default());
+        let mut description = describe::begin(&kind, vertex);
         key::describe(&self.op, self.inputs.len(), &mut description);
         Some(description)
     }

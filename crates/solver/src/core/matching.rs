@@ -358,12 +358,20 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 note.add_key(index, key, true);
             }
         }
-        let files = draft.files.iter().filter_map(|(index, files)| {
-            let content = inputs.get(*index)?.content.clone()?;
-            Some((content, files.clone()))
-        });
-        let files = files.collect();
+        for (index, files) in &draft.files {
+            if let Some(input) = note.inputs.get_mut(*index) {
+                input.files = Some(files.name());
+            }
+        }
+        let files = draft.files.iter().map(|(_, files)| files.clone()).collect();
         Some(Arc::new(Noted { note, files }))
+    }
+
+    /// The keys of all outputs of a vertex that somebody asked for.
+    pub(crate) fn keys_of(&self, vertex: VertexId) -> impl Iterator<Item = &KeyId> {
+        let state = self.vertices.get(&vertex);
+        let edges = state.into_iter().flat_map(|state| state.edges.values());
+        edges.flat_map(|edge| &self.edge(self.find(*edge)).ids)
     }
 
     /// What is known of the inputs of a vertex that has an edge.

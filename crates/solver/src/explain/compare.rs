@@ -1,6 +1,6 @@
 //! Finding the earlier note that is nearest to a vertex, and the first difference.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
@@ -11,7 +11,7 @@ use super::{
 use crate::keys::KeyId;
 
 /// Notes that are looked at in one place.
-const CANDIDATES: usize = 16;
+const CANDIDATES: usize = 32;
 /// Steps that are followed towards the sources.
 const MAX_DEPTH: usize = 64;
 
@@ -50,6 +50,13 @@ pub(crate) struct MissInput {
 }
 
 impl MissInput {
+    /// Whether it is the step whose result `earlier` is, which was made anew.
+    fn replaces(&self, earlier: &NoteInput) -> bool {
+        let explanation = self.explanation.as_ref();
+        let against = explanation.and_then(|explanation| explanation.against.as_ref());
+        against.is_some_and(|key| earlier.has(key))
+    }
+
     fn is(&self, earlier: &NoteInput) -> bool {
         (self.counts && self.keys.iter().any(|key| earlier.has(key)))
             || (self.content.is_some()
@@ -87,58 +94,96 @@ fn nearest(journal: &dyn Journal, miss: &Miss) -> Option<(KeyId, Note)> {
     }
     let keys = miss.inputs.iter().flat_map(|input| &input.keys);
     looked_at.extend(keys.map(|key| on_input(&miss.description, key.as_str())));
-    let mut seen: HashMap<KeyId, (f64, usize, Note)> = HashMap::new();
+    let mut seen: HashSet<KeyId> = HashSet::new();
+    let mut candidates = Vec::new();
+    // When something was there last that stands elsewhere now: this one is new before it.
+    let mut moved = 0;
     for place in &looked_at {
-        for (age, (key, note)) in journal.at(place, CANDIDATES).into_iter().enumerate() {
-            if seen.contains_key(&key) {
+        for (key, note) in journal.at(place, CANDIDATES) {
+            if !seen.insert(key.clone()) || note.description.kind != miss.description.kind {
                 continue;
             }
-            if let Some(score) = score(miss, &note) {
-                seen.insert(key, (score, age, note));
+            let used = journal.last_used(&key);
+            if note.digest != miss.digest && miss.build.contains(&note.digest) {
+                let here = |(now, then): (&MissInput, &NoteInput)| now.is(then);
+                if miss.inputs.iter().zip(&note.inputs).all(here) {
+                    moved = moved.max(used);
+                }
+                continue;
+            }
+            if let Some(distance) = distance(miss, &note) {
+                candidates.push((distance, used, key, note));
             }
         }
     }
-    let best = seen.into_iter().max_by(|(a_key, a), (b_key, b)| {
-        // The newest among equals: its age is that among its likes, which are in one place.
-        let by_score = a.0.total_cmp(&b.0).then(b.1.cmp(&a.1));
-        by_score.then_with(|| a_key.cmp(b_key))
-    });
-    best.map(|(key, (_, _, note))| (key, note))
+    let is_it = |note: &Note| {
+        note.digest == miss.digest || note.description.subject == miss.description.subject
+    };
+    candidates.retain(|(_, used, _, note)| *used >= moved || is_it(note));
+    // The newest of those that are equally near; they come with the newest first.
+    candidates.sort_by_key(|(distance, used, ..)| (*distance, u64::MAX - used));
+    candidates.truncate(CANDIDATES);
+    for (distance, _, _, note) in &mut candidates {
+        *distance += files_apart(journal, miss, note);
+    }
+    let best = candidates
+        .into_iter()
+        .min_by_key(|(distance, used, ..)| (*distance, u64::MAX - used));
+    best.map(|(_, _, key, note)| (key, note))
 }
 
-/// How near a note is; `None`: it is another step.
-fn score(miss: &Miss, note: &Note) -> Option<f64> {
+/// How far a note is from the vertex, its files left out; `None`: it is another step.
+fn distance(miss: &Miss, note: &Note) -> Option<usize> {
     let (now, then) = (&miss.description, &note.description);
-    if now.kind != then.kind {
-        return None;
+    let mut distance = 0;
+    if now.subject != then.subject {
+        // What is the same but for its place is nearer than what is another thing here.
+        distance += 40;
+        let at = position(&miss.name);
+        let same_position = at.is_some() && at == position(&note.name);
+        if note.digest != miss.digest && !same_position && likeness(now, then) < LIKE {
+            return None;
+        }
     }
-    let mut score = 0.0;
-    if note.digest == miss.digest {
-        score += 1000.0;
-    } else if miss.build.contains(&note.digest) {
-        return None;
+    if position(&miss.name) != position(&note.name) {
+        distance += 5;
     }
-    let same_subject = now.subject == then.subject;
-    let at = position(&miss.name);
-    let same_position = at.is_some() && at == position(&note.name);
-    if same_subject {
-        score += 80.0;
-    } else if note.digest != miss.digest && !same_position && likeness(now, then) < 0.3 {
-        return None;
+    for pair in miss.inputs.iter().zip(&note.inputs) {
+        let (now, then) = pair;
+        let by_content = now.content.is_some() || then.content.is_some();
+        if !by_content && !now.is(then) {
+            // That of the same step before it changed is nearer than any.
+            distance += if now.replaces(then) { 8 } else { 30 };
+        }
     }
-    if same_position {
-        score += 20.0;
-    }
-    let inputs = miss.inputs.len().max(note.inputs.len());
-    if inputs > 0 {
-        let pairs = miss.inputs.iter().zip(&note.inputs);
-        let same = pairs.filter(|(now, then)| now.is(then)).count();
-        score += 100.0 * same as f64 / inputs as f64;
-    }
-    let same = now.parts.iter().filter(|part| then.parts.contains(part));
-    let count = now.parts.len().max(then.parts.len()).max(1);
-    Some(score + 20.0 * same.count() as f64 / count as f64 + 10.0 * likeness(now, then))
+    distance += 30 * miss.inputs.len().abs_diff(note.inputs.len());
+    let changed = now.parts.iter().filter(|part| !then.parts.contains(part));
+    let gone = then
+        .parts
+        .iter()
+        .filter(|part| now.get(&part.name).is_none());
+    Some(distance + 10 * (changed.count() + gone.count()).min(20))
 }
+
+/// How many files differ between what the vertex sees and what it saw.
+fn files_apart(journal: &dyn Journal, miss: &Miss, note: &Note) -> usize {
+    let pairs = miss.inputs.iter().zip(&note.inputs);
+    let changed = pairs.filter(|(now, _)| now.content.is_some());
+    let changed = changed.filter(|(now, then)| !now.is(then));
+    changed
+        .map(|(now, then)| {
+            let old = then.files.as_ref().and_then(|name| journal.files(name));
+            let difference = match (&old, &now.files) {
+                (Some(old), Some(new)) => FileList::difference(old, new),
+                _ => None,
+            };
+            5 + difference.map_or(30, |(_, more)| more.min(30))
+        })
+        .sum()
+}
+
+/// How alike the subjects of two steps are at least that are one step that changed.
+const LIKE: f64 = 0.3;
 
 /// How many words two subjects share, from 0 to 1.
 fn likeness(a: &Description, b: &Description) -> f64 {
@@ -214,11 +259,24 @@ impl Comparison<'_> {
         if let Some((before, key)) = before {
             let same = now.digest.as_ref() == Some(&before.digest);
             let replaced = explanation.against.as_ref() == Some(&key);
-            if !same && !replaced && !matches!(cause, Cause::First | Cause::NoCache) {
+            if same || replaced || *cause == Cause::First {
+                return because(cause.clone());
+            }
+            if self.miss.build.contains(&before.digest) {
                 return Cause::Order {
                     before: before.name,
                     now: now.name.clone(),
                 };
+            }
+            // The same step as it was another time than the one that it was compared with.
+            if let Some(description) = &now.description
+                && is_like(
+                    (description, &now.name),
+                    (&before.description, &before.name),
+                )
+                && let Some(part) = part(description, &before.description)
+            {
+                return because(part);
             }
         }
         because(cause.clone())
@@ -227,15 +285,17 @@ impl Comparison<'_> {
     /// What is known of an input that was found in the cache.
     fn note(&self, now: &MissInput) -> Option<Note> {
         let known = now.keys.iter().find_map(|key| self.journal.of(key));
-        known.or_else(|| {
-            Some(Note {
+        // By one of its keys it may have been met as something else: it is what it says now.
+        match (&now.digest, &now.description) {
+            (Some(digest), Some(description)) => Some(Note {
                 name: now.name.clone(),
-                digest: now.digest.clone()?,
-                description: now.description.clone()?,
-                inputs: Vec::new(),
+                digest: digest.clone(),
+                description: description.clone(),
+                inputs: known.map(|note| note.inputs).unwrap_or_default(),
                 pruned: None,
-            })
-        })
+            }),
+            _ => known,
+        }
     }
 
     /// What differs between a step and the one that was in its place.
@@ -243,8 +303,10 @@ impl Comparison<'_> {
         let because = |cause: Cause| because(&now.name, cause);
         let (description, earlier) = (&now.description, &then.description);
         let sources = now.inputs.is_empty() && then.inputs.is_empty();
+        let elsewhere = now.digest != then.digest && self.miss.build.contains(&then.digest);
         let same = now.digest == then.digest
             || (description.kind == earlier.kind
+                && !elsewhere
                 && (sources || description.subject == earlier.subject));
         if !same || depth >= MAX_DEPTH {
             return Cause::Order {
@@ -273,8 +335,8 @@ impl Comparison<'_> {
             return because(part);
         }
         if let Some((now, then)) = changed
-            && let (Some(now), Some(then)) = (&now.content, &then.content)
-            && let Some(new) = self.journal.files(&KeyId::new(now))
+            && let Some(new) = now.files.as_ref()
+            && let Some(new) = self.journal.files(new)
             && let Some(cause) = self.files(then, &new)
         {
             return because(cause);
@@ -287,10 +349,7 @@ impl Comparison<'_> {
 
     /// Why the operation sees something else of an input.
     fn content(&self, now: &MissInput, then: &NoteInput, earlier: &Note) -> Cause {
-        let files = || {
-            let then = then.content.as_ref()?;
-            self.files(then, now.files.as_ref()?)
-        };
+        let files = || self.files(then, now.files.as_ref()?);
         match &now.explanation {
             Some(_) => self.input(now, then, earlier),
             None => files().unwrap_or_else(|| match now.content.is_some() {
@@ -302,11 +361,19 @@ impl Comparison<'_> {
         }
     }
 
-    fn files(&self, then: &str, now: &FileList) -> Option<Cause> {
-        let old = self.journal.files(&KeyId::new(then))?;
+    fn files(&self, then: &NoteInput, now: &FileList) -> Option<Cause> {
+        let old = self.journal.files(then.files.as_ref()?)?;
         let (change, more) = FileList::difference(&old, now)?;
         Some(Cause::File { change, more })
     }
+}
+
+/// Whether two descriptions are of one step, with their names.
+fn is_like((now, name): (&Description, &str), (then, before): (&Description, &str)) -> bool {
+    let at = position(name);
+    let same_position = at.is_some() && at == position(before);
+    now.kind == then.kind
+        && (now.subject == then.subject || same_position || likeness(now, then) >= LIKE)
 }
 
 /// What a change of the step `step` is to those after it. Of several steps the first one that
@@ -335,5 +402,9 @@ fn part(now: &Description, then: &Description) -> Option<Cause> {
         }
     }
     let gone = then.parts.iter().find(|part| now.get(&part.name).is_none());
-    gone.map(|part| changed(&part.name, Some(&part.value), None))
+    if let Some(part) = gone {
+        return Some(changed(&part.name, Some(&part.value), None));
+    }
+    let differs = now.wiring != then.wiring;
+    differs.then(|| changed("the use of its inputs", None, None))
 }

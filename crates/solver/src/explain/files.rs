@@ -45,6 +45,11 @@ impl FileList {
         Some(Self(text))
     }
 
+    /// A name that no other list has.
+    pub fn name(&self) -> String {
+        super::short_digest(self.0.as_bytes())
+    }
+
     /// How many bytes it takes.
     pub fn size(&self) -> usize {
         self.0.len()

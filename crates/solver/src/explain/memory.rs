@@ -1,6 +1,7 @@
 //! A journal in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -10,9 +11,48 @@ use crate::keys::KeyId;
 /// Notes at most.
 const MOST: usize = 4096;
 
+/// Keys that are remembered as used lately.
+const MOST_RECENT: usize = 16 << 10;
+
+/// When keys were used, of the last few thousand that were: some hundred kilobytes. Of two
+/// earlier results that are equally near, a user thinks of the one that was there last.
+#[derive(Debug, Default)]
+pub struct Recent {
+    /// By a hash of the key: what two keys share is no more than a time.
+    times: Mutex<(u64, HashMap<u64, u64>)>,
+}
+
+impl Recent {
+    /// The key is used now.
+    pub fn note(&self, key: &KeyId) {
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, times) = &mut *times;
+        *now += 1;
+        times.insert(hash(key), *now);
+        if times.len() >= MOST_RECENT {
+            // Half of them at once: it is rarely done.
+            let since = now.saturating_sub(MOST_RECENT as u64 / 2);
+            times.retain(|_, used| *used > since);
+        }
+    }
+
+    /// When it was, as a number that only grows; 0 for not lately.
+    pub fn get(&self, key: &KeyId) -> u64 {
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.1.get(&hash(key)).copied().unwrap_or_default()
+    }
+}
+
+fn hash(key: &KeyId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Keeps notes in memory, the newest few thousand.
 #[derive(Default)]
 pub struct MemoryJournal {
+    recent: Recent,
     inner: Mutex<Inner>,
 }
 
@@ -21,7 +61,7 @@ struct Inner {
     next: u64,
     notes: BTreeMap<u64, (KeyId, Note)>,
     by_key: HashMap<KeyId, u64>,
-    files: HashMap<KeyId, FileList>,
+    files: HashMap<String, FileList>,
 }
 
 impl MemoryJournal {
@@ -31,6 +71,7 @@ impl MemoryJournal {
 
     /// Writes down what is behind a key.
     pub fn add(&self, key: &KeyId, noted: &Noted) {
+        self.recent.note(key);
         let mut inner = self.lock();
         let number = inner.next;
         inner.next += 1;
@@ -40,17 +81,18 @@ impl MemoryJournal {
         inner
             .notes
             .insert(number, (key.clone(), noted.note.clone()));
-        inner.files.extend(noted.files.iter().cloned());
+        let files = noted.files.iter();
+        inner
+            .files
+            .extend(files.map(|list| (list.name(), list.clone())));
         if inner.notes.len() > MOST
             && let Some((_, (key, _))) = inner.notes.pop_first()
         {
             inner.by_key.remove(&key);
             let inner = &mut *inner;
             let inputs = inner.notes.values().flat_map(|(_, note)| &note.inputs);
-            let used: HashSet<_> = inputs
-                .filter_map(|input| input.content.as_deref())
-                .collect();
-            inner.files.retain(|key, _| used.contains(key.as_str()));
+            let used: HashSet<_> = inputs.filter_map(|input| input.files.as_deref()).collect();
+            inner.files.retain(|name, _| used.contains(name.as_str()));
         }
     }
 
@@ -72,7 +114,9 @@ impl Journal for MemoryJournal {
         let inner = self.lock();
         let newest = inner.notes.values().rev();
         let here = newest.filter(|(_, note)| note.places().iter().any(|at| at == place));
-        here.take(limit).cloned().collect()
+        let mut here: Vec<_> = here.collect();
+        here.sort_by_key(|(key, _)| u64::MAX - self.recent.get(key));
+        here.into_iter().take(limit).cloned().collect()
     }
 
     fn of(&self, key: &KeyId) -> Option<Note> {
@@ -81,7 +125,15 @@ impl Journal for MemoryJournal {
         inner.notes.get(number).map(|(_, note)| note.clone())
     }
 
-    fn files(&self, content: &KeyId) -> Option<FileList> {
-        self.lock().files.get(content).cloned()
+    fn files(&self, name: &str) -> Option<FileList> {
+        self.lock().files.get(name).cloned()
+    }
+
+    fn used(&self, key: &KeyId) {
+        self.recent.note(key);
+    }
+
+    fn last_used(&self, key: &KeyId) -> u64 {
+        self.recent.get(key)
     }
 }

@@ -25,7 +25,7 @@ use crate::keys::KeyId;
 
 pub(crate) use compare::{Miss, MissInput, explain};
 pub use files::{FileChange, FileChangeKind, FileEntry, FileList, MAX_FILES};
-pub use memory::MemoryJournal;
+pub use memory::{MemoryJournal, Recent};
 
 /// Bytes of a value that are kept; of a longer one its begin and a digest are.
 const MAX_VALUE: usize = 256;
@@ -57,6 +57,9 @@ pub struct Description {
     pub subject: String,
     /// Its parts, those first that say most.
     pub parts: Vec<Part>,
+    /// How its inputs are put together: named only if nothing else differs.
+    #[serde(default)]
+    pub wiring: String,
     /// Whether it is never found in the cache by what it is, such as files that a client sends:
     /// that is not worth an explanation.
     #[serde(default)]
@@ -124,6 +127,9 @@ pub struct NoteInput {
     pub keys: Vec<String>,
     /// The name of the key of its content, if only its content matters.
     pub content: Option<String>,
+    /// The [name](FileList::name) of the list of files behind that key.
+    #[serde(default)]
+    pub files: Option<String>,
 }
 
 impl NoteInput {
@@ -238,20 +244,33 @@ pub struct Noted {
     /// The note.
     pub note: Note,
     /// The files behind the keys of content of its inputs.
-    pub files: Vec<(KeyId, FileList)>,
+    pub files: Vec<FileList>,
 }
 
 /// Where notes are kept. Unlike a [`KeyStore`](crate::KeyStore) it may read from a disk: it is
 /// asked on a thread that may block, and only when somebody wants an explanation.
 pub trait Journal: Send + Sync {
-    /// The newest notes at a [place](Note::places), the newest first, at most `limit`.
+    /// The notes at a [place](Note::places) that were [used](Self::used) last, the latest first,
+    /// at most `limit`.
     fn at(&self, place: &str, limit: usize) -> Vec<(KeyId, Note)>;
 
     /// The note beside a key.
     fn of(&self, key: &KeyId) -> Option<Note>;
 
-    /// The files behind the key of content.
-    fn files(&self, content: &KeyId) -> Option<FileList>;
+    /// The list of files that has this [name](FileList::name).
+    fn files(&self, name: &str) -> Option<FileList>;
+
+    /// What is behind the key was found in the cache. Called for everything that is found: it
+    /// has to be cheap, and nothing of it has to be kept.
+    fn used(&self, key: &KeyId) {
+        let _ = key;
+    }
+
+    /// When it was written or found last, as a number that only grows; 0 for not lately.
+    fn last_used(&self, key: &KeyId) -> u64 {
+        let _ = key;
+        0
+    }
 }
 
 /// Why a vertex was not found in the cache.

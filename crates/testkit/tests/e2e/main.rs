@@ -28,6 +28,7 @@ mod dockerfile_git;
 mod dockerfile_words;
 mod exec_bad_input;
 mod exec_networks;
+mod explain;
 mod exports;
 mod failures;
 mod faults;
