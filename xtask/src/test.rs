@@ -39,7 +39,7 @@ pub(crate) fn all() -> Result<()> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     release: bool,
-    /// Again with the newest buildx.
+    /// Again with the newest buildx, and on the worker with containerd with the newest of these.
     peers: bool,
     /// On Docker's engine and not on Cooper.
     docker: bool,
@@ -147,6 +147,15 @@ pub(crate) fn e2e_with(args: &[String], variables: &[(&str, String)], more: &[&s
         && let Some(program) = peer("buildx", &folder)?
     {
         cases(&filter, Some(("COOPER_TEST_BUILDX", &program)))?;
+    }
+    if options.peers
+        && options.worker.as_deref() == Some("containerd")
+        && let Some(tree) = peer("docker", &folder)?
+    {
+        // Docker's engine comes with a newer containerd, and that with its shim.
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{tree}/usr/bin:{path}");
+        cases(&filter, Some(("PATH", &path)))?;
     }
     Ok(())
 }
