@@ -12,6 +12,7 @@ mod fuzz;
 mod layers;
 mod run;
 mod setup;
+mod simulate;
 mod soak;
 mod test;
 mod tidy;
@@ -37,6 +38,8 @@ usage: cargo xtask <task>
              make sense there on Docker's engine (both from Debian unstable, unpacked)
   soak       long runs of steps, cancels, kills and disk (all or the named ones); --seed N
              has the choices of an earlier run; --release, --runtime and --worker as above
+  simulate   the solver over random graphs, 100,000 or --graphs N; a failing one is named by
+             its seed, and --seed N begins with that
   examples   compile and run the programs under examples/
   test-vm    the tests of steps in a virtual machine with control groups of version 2,
              AppArmor and systemd, and cuts of its power; further arguments name cases,
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         "test" => setup::run(Purpose::Tests).and_then(|()| test::all()),
         "test-e2e" => setup::run(Purpose::Tests).and_then(|()| test::e2e(&rest)),
         "soak" => setup::run(Purpose::Tests).and_then(|()| soak::run(&rest)),
+        "simulate" => simulate::run(&rest),
         "examples" => setup::run(Purpose::Tests).and_then(|()| examples::run()),
         "test-vm" => setup::run(Purpose::Tests).and_then(|()| vm::run(&rest)),
         "bench" => setup::run(Purpose::Tests).and_then(|()| bench::run(&rest)),

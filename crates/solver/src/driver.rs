@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use cooper_progress::{Sink, VertexProgress};
-use oci_spec::image::Digest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
-use crate::core::{Command, Core, MapInfo, Outcome, RequestId, Spec, TaskId, VertexId, Work};
+use crate::core::{
+    CacheId, Command, Core, Errors, MapInfo, Outcome, RequestId, Spec, TaskId, VertexId, Work,
+};
 use crate::explain::{self, Draft, Journal, Miss, MissInput};
 use crate::keys::CacheResult;
 use crate::shared::{Explained, Fan, JobId, Shared};
 use crate::{
-    CacheMap, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig, Vertex,
+    CacheMap, CacheSource, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig,
+    Vertex,
 };
 
 pub(crate) enum Message<D: Domain> {
@@ -33,6 +35,7 @@ pub(crate) enum Message<D: Domain> {
         request: RequestId,
         vertices: Vec<Arc<Vertex<D>>>,
         edge: Edge,
+        caches: Vec<Arc<dyn CacheSource<D>>>,
         reply: oneshot::Sender<Result<D::Output, SolveError>>,
     },
     CancelRequest {
@@ -49,39 +52,52 @@ type Member<D> = (Arc<<D as Domain>::Job>, Arc<dyn Sink>, Arc<Explained>);
 type CoreOf<D> = Core<<D as Domain>::Output, SolveError>;
 type OutcomeOf<D> = Outcome<<D as Domain>::Output, SolveError>;
 
+/// How a task ended, and the map that it computed.
+type Ended<D> = (OutcomeOf<D>, Option<Arc<CacheMap<D>>>);
+
 pub(crate) struct Driver<D: Domain> {
     core: CoreOf<D>,
     results: Arc<dyn ResultStore<D>>,
     journal: Option<Arc<dyn Journal>>,
     jobs: HashMap<JobId, Member<D>>,
     vertices: HashMap<VertexId, Entry<D>>,
+    caches: HashMap<CacheId, Arc<dyn CacheSource<D>>>,
+    cache_names: HashMap<String, CacheId>,
+    next_cache: CacheId,
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
-    tasks: JoinSet<OutcomeOf<D>>,
-    running: HashMap<Id, (TaskId, VertexId)>,
-    handles: HashMap<TaskId, AbortHandle>,
+    tasks: JoinSet<Ended<D>>,
+    running: HashMap<Id, TaskId>,
+    handles: HashMap<TaskId, (AbortHandle, Option<VertexId>)>,
 }
 
 struct Entry<D: Domain> {
     shared: Arc<Shared<D>>,
-    /// By index; the first one says how content is looked at.
-    maps: Vec<Arc<CacheMap<D>>>,
-    /// A map that was computed and not yet told.
-    arriving: Arc<std::sync::Mutex<Option<Arc<CacheMap<D>>>>>,
+    /// The first one, which says how content is looked at.
+    map: Option<Arc<CacheMap<D>>>,
 }
 
 impl<D: Domain> Driver<D> {
     pub(crate) fn new(config: SolverConfig<D>) -> Self {
-        let missing = |digest: &Digest, index: usize, count: usize| SolveError::NoOutput {
-            name: digest.to_string(),
-            index,
-            count,
+        let errors = Errors {
+            missing: |digest, index, count| SolveError::NoOutput {
+                name: digest.to_owned(),
+                index,
+                count,
+            },
+            stuck: |state| {
+                tracing::error!(state, "a build waits for nothing");
+                SolveError::Stuck
+            },
         };
         Self {
             journal: config.keys.journal(),
-            core: Core::new(config.keys, Box::new(missing)),
+            core: Core::new(config.keys, errors),
             results: config.results,
             jobs: HashMap::new(),
             vertices: HashMap::new(),
+            caches: HashMap::new(),
+            cache_names: HashMap::new(),
+            next_cache: 0,
             replies: HashMap::new(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -122,8 +138,9 @@ impl<D: Domain> Driver<D> {
                 request,
                 vertices,
                 edge,
+                caches,
                 reply,
-            } => match self.load(job, vertices, &edge) {
+            } => match self.load(job, vertices, &edge, caches) {
                 Ok(vertex) => {
                     self.replies.insert(request, reply);
                     let commands = self.core.request(job, request, vertex, edge.index);
@@ -149,8 +166,10 @@ impl<D: Domain> Driver<D> {
         job: JobId,
         vertices: Vec<Arc<Vertex<D>>>,
         edge: &Edge,
+        caches: Vec<Arc<dyn CacheSource<D>>>,
     ) -> Result<VertexId, SolveError> {
-        let mut here: HashMap<String, VertexId> = HashMap::with_capacity(vertices.len());
+        let caches: Vec<_> = caches.into_iter().map(|cache| self.cache(cache)).collect();
+        let mut here: HashMap<Arc<str>, VertexId> = HashMap::with_capacity(vertices.len());
         for vertex in vertices {
             let mut inputs = Vec::with_capacity(vertex.inputs.len());
             for input in &vertex.inputs {
@@ -160,17 +179,16 @@ impl<D: Domain> Driver<D> {
                 })?;
                 inputs.push((*id, input.index));
             }
+            let digest: Arc<str> = vertex.digest.as_ref().into();
             let spec = Spec {
-                digest: vertex.digest.clone(),
+                digest: digest.clone(),
                 inputs,
                 ignore_cache: vertex.options.ignore_cache,
             };
-            let digest = vertex.digest.to_string();
-            let id = self.core.add(job, spec);
+            let id = self.core.add(job, spec, &caches);
             self.vertices.entry(id).or_insert_with(|| Entry {
                 shared: Arc::new(Shared::new(vertex)),
-                maps: Vec::new(),
-                arriving: Arc::default(),
+                map: None,
             });
             here.insert(digest, id);
         }
@@ -180,18 +198,35 @@ impl<D: Domain> Driver<D> {
         })
     }
 
+    fn cache(&mut self, cache: Arc<dyn CacheSource<D>>) -> CacheId {
+        if let Some(id) = self.cache_names.get(cache.name()) {
+            return *id;
+        }
+        self.next_cache += 1;
+        self.cache_names
+            .insert(cache.name().to_owned(), self.next_cache);
+        self.caches.insert(self.next_cache, cache);
+        self.next_cache
+    }
+
     fn carry_out(&mut self, commands: Vec<Command<D::Output, SolveError>>) {
         for command in commands {
             match command {
                 Command::Start { task, vertex, work } => self.start(task, vertex, work),
                 Command::Abort { task } => {
-                    if let Some(handle) = self.handles.remove(&task) {
+                    if let Some((handle, _)) = self.handles.remove(&task) {
                         handle.abort();
+                    }
+                }
+                Command::Open { task, cache } => self.open(task, cache),
+                Command::Close { cache } => {
+                    if let Some(cache) = self.caches.remove(&cache) {
+                        self.cache_names.remove(cache.name());
                     }
                 }
                 Command::Reply { request, result } => {
                     if let Some(reply) = self.replies.remove(&request) {
-                        let _ = reply.send(result);
+                        let _ = reply.send(result.map_err(|error| self.named(error)));
                     }
                 }
                 Command::Cached { vertex } => {
@@ -206,7 +241,7 @@ impl<D: Domain> Driver<D> {
                     if let (Some(entry), Some((data, sink, explained))) =
                         (self.vertices.get(&vertex), self.jobs.get(&job))
                     {
-                        explained.note_operations(entry.maps.iter().map(|map| &map.digest));
+                        explained.note_operations(entry.map.iter().map(|map| &map.digest));
                         entry
                             .shared
                             .join(job, data.clone(), sink.clone(), explained.clone());
@@ -224,12 +259,27 @@ impl<D: Domain> Driver<D> {
         }
     }
 
+    /// The core knows a vertex by its digest, users by its name.
+    fn named(&self, error: SolveError) -> SolveError {
+        let SolveError::NoOutput { name, index, count } = error else {
+            return error;
+        };
+        let vertices = self.vertices.values().map(|entry| &entry.shared.vertex);
+        let mut named = vertices.filter(|vertex| vertex.digest.as_ref() == name);
+        let name = named.next().map_or(name, |vertex| vertex.name.clone());
+        SolveError::NoOutput { name, index, count }
+    }
+
     fn start(&mut self, task: TaskId, vertex: VertexId, work: Work<D::Output>) {
         let Some(entry) = self.vertices.get(&vertex) else {
             return;
         };
         let miss = match work {
             Work::Execute { .. } => self.miss(vertex, entry),
+            _ => None,
+        };
+        let cache = match &work {
+            Work::Load { cache, .. } => cache.and_then(|cache| self.caches.get(&cache).cloned()),
             _ => None,
         };
         let runner = Runner {
@@ -240,15 +290,15 @@ impl<D: Domain> Driver<D> {
                 ),
                 shared: entry.shared.clone(),
             },
-            map: entry.maps.first().cloned(),
-            arriving: entry.arriving.clone(),
+            map: entry.map.clone(),
             results: self.results.clone(),
+            cache,
             journal: self.journal.clone(),
             miss,
         };
-        let handle = self.tasks.spawn(async move { runner.run(work).await });
-        self.running.insert(handle.id(), (task, vertex));
-        self.handles.insert(task, handle);
+        let handle = self.tasks.spawn(runner.run(work));
+        self.running.insert(handle.id(), task);
+        self.handles.insert(task, (handle, Some(vertex)));
     }
 
     /// What is to be explained of a vertex that has to be carried out, if somebody asks.
@@ -261,7 +311,7 @@ impl<D: Domain> Driver<D> {
         }
         let inputs = self.core.inputs(vertex).into_iter().map(|input| {
             let entry = self.vertices.get(&input.vertex);
-            let map = entry.and_then(|entry| entry.maps.first());
+            let map = entry.and_then(|entry| entry.map.as_ref());
             let shared = entry.map(|entry| &entry.shared);
             MissInput {
                 name: shared.map_or_else(String::new, |shared| shared.vertex.name.clone()),
@@ -278,7 +328,7 @@ impl<D: Domain> Driver<D> {
         Some(Miss {
             vertex: shared.digest.clone(),
             name: shared.name.clone(),
-            digest: entry.maps.first()?.digest.clone(),
+            digest: entry.map.as_ref()?.digest.clone(),
             description,
             anew: shared.options.ignore_cache,
             inputs: inputs.collect(),
@@ -286,36 +336,52 @@ impl<D: Domain> Driver<D> {
         })
     }
 
-    fn ended(&mut self, ended: Result<(Id, OutcomeOf<D>), tokio::task::JoinError>) {
+    fn open(&mut self, task: TaskId, cache: CacheId) {
+        let Some(cache) = self.caches.get(&cache).cloned() else {
+            return;
+        };
+        let handle = self.tasks.spawn(async move {
+            let keys = cache.open().await;
+            let keys = keys.inspect_err(|error| {
+                let error = describe(error);
+                tracing::warn!(cache = cache.name(), error, "a cache is not used");
+            });
+            (Outcome::Opened(keys.ok()), None)
+        });
+        self.running.insert(handle.id(), task);
+        self.handles.insert(task, (handle, None));
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Ended<D>), tokio::task::JoinError>) {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, Some(outcome)),
             Err(error) => (error.id(), None),
         };
-        let Some((task, vertex)) = self.running.remove(&id) else {
+        let Some(task) = self.running.remove(&id) else {
             return;
         };
-        if self.handles.remove(&task).is_none() {
+        let Some((_, vertex)) = self.handles.remove(&task) else {
             return; // Aborted.
-        }
-        let Some(entry) = self.vertices.get_mut(&vertex) else {
-            return;
         };
-        let outcome = outcome.unwrap_or_else(|| {
-            let error: OpError = "the operation panicked, see the daemon's log".into();
-            entry.shared.completed(Some(error.to_string()));
-            Outcome::Failed(failure(&entry.shared, error))
-        });
-        if matches!(outcome, Outcome::CacheMap(_)) {
-            let arrived = entry.arriving.lock();
-            let arrived = arrived
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .take();
-            if let Some(map) = &arrived {
+        let entry = vertex.and_then(|vertex| self.vertices.get_mut(&vertex));
+        let (outcome, map) = match (outcome, &entry) {
+            (Some(outcome), _) => outcome,
+            (None, Some(entry)) => {
+                let error: OpError = "the operation panicked, see the daemon's log".into();
+                entry.shared.completed(Some(error.to_string()));
+                (Outcome::Failed(failure(&entry.shared, error)), None)
+            }
+            (None, None) => (Outcome::Opened(None), None),
+        };
+        let made = matches!(outcome, Outcome::Executed(..));
+        let made = entry.and_then(|entry| {
+            if let Some(map) = &map {
                 entry.shared.note_operation(&map.digest);
             }
-            entry.maps.extend(arrived);
-        }
-        let made = matches!(outcome, Outcome::Executed(..)).then(|| entry.shared.clone());
+            // The first one says how content is looked at.
+            entry.map = entry.map.take().or(map);
+            made.then(|| entry.shared.clone())
+        });
         let commands = self.core.done(task, outcome);
         // Whoever is told that it is done finds it in the cache, also when this process dies now:
         // the result is kept, and the store was given its keys.
@@ -338,29 +404,52 @@ fn failure<D: Domain>(shared: &Shared<D>, error: OpError) -> SolveError {
 struct Runner<D: Domain> {
     cx: OpContext<D>,
     map: Option<Arc<CacheMap<D>>>,
-    arriving: Arc<std::sync::Mutex<Option<Arc<CacheMap<D>>>>>,
     results: Arc<dyn ResultStore<D>>,
+    /// Where the result is that is to be loaded, if not here.
+    cache: Option<Arc<dyn CacheSource<D>>>,
     journal: Option<Arc<dyn Journal>>,
-    /// What is to be explained before it is carried out.
+    /// What is to be explained.
     miss: Option<Miss>,
 }
 
 impl<D: Domain> Runner<D> {
-    async fn run(self, work: Work<D::Output>) -> OutcomeOf<D> {
+    async fn run(self, work: Work<D::Output>) -> Ended<D> {
         let shared = self.cx.shared.clone();
         let result = match work {
-            Work::CacheMap { index } => self.cache_map(index).await,
+            Work::CacheMap { index } => match self.cache_map(index).await {
+                Ok((outcome, map)) => return (outcome, Some(map)),
+                Err(error) => Err(error),
+            },
             Work::ContentKey { input, output } => self.content_key(input, output).await,
-            Work::Load { result } => {
-                return Outcome::Loaded(self.results.load(&result).await);
-            }
+            Work::Load { cache, result } => Ok(self.load(cache.is_some(), &result).await),
             Work::Execute { inputs } => self.execute(inputs).await,
         };
-        result.unwrap_or_else(|error| Outcome::Failed(failure(&shared, error)))
+        let outcome = result.unwrap_or_else(|error| Outcome::Failed(failure(&shared, error)));
+        (outcome, None)
+    }
+
+    /// What comes from elsewhere is kept here.
+    async fn load(self, elsewhere: bool, id: &str) -> OutcomeOf<D> {
+        if !elsewhere {
+            let found = self.results.load(id).await;
+            return Outcome::Loaded(found.map(|output| (output, None)));
+        }
+        let Some(cache) = &self.cache else {
+            return Outcome::Loaded(None);
+        };
+        let Some(output) = cache.load(id).await else {
+            return Outcome::Loaded(None);
+        };
+        let kept = self.results.save(&output).await;
+        let kept = kept.map(|id| CacheResult {
+            id,
+            created_at: SystemTime::now(),
+        });
+        Outcome::Loaded(Some((output, kept)))
     }
 
     /// Sources look things up far away to know what they are: users see that.
-    async fn cache_map(self, index: usize) -> Result<OutcomeOf<D>, OpError> {
+    async fn cache_map(self, index: usize) -> Result<(OutcomeOf<D>, Arc<CacheMap<D>>), OpError> {
         let vertex = self.cx.shared.vertex.clone();
         let shown = vertex.inputs.is_empty();
         if shown {
@@ -381,12 +470,7 @@ impl<D: Domain> Runner<D> {
                 .collect(),
             last: map.last,
         };
-        let mut arriving = self
-            .arriving
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *arriving = Some(map);
-        Ok(Outcome::CacheMap(info))
+        Ok((Outcome::CacheMap(info), map))
     }
 
     async fn content_key(self, input: usize, output: D::Output) -> Result<OutcomeOf<D>, OpError> {

@@ -68,6 +68,9 @@ pub enum SolveError {
         /// The vertex that is not there.
         digest: Digest,
     },
+    /// The solver lost its way; a mistake of this crate. Its state is in the daemon's log.
+    #[error("the solver waits for nothing")]
+    Stuck,
     /// The job ended, or the solver did.
     #[error("build was canceled")]
     Cancelled,

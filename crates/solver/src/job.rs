@@ -10,7 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::driver::{Driver, Message};
 use crate::shared::{Explained, JobId};
-use crate::{Domain, Edge, Explanation, KeyStore, MemoryKeyStore, ResultStore, SolveError, Vertex};
+use crate::{
+    CacheSource, Domain, Edge, Explanation, KeyStore, MemoryKeyStore, ResultStore, SolveError,
+    Vertex,
+};
 
 /// What a solver needs.
 pub struct SolverConfig<D: Domain> {
@@ -157,6 +160,23 @@ impl<D: Domain> Job<D> {
         vertices: Vec<Arc<Vertex<D>>>,
         edge: Edge,
     ) -> Result<D::Output, SolveError> {
+        self.build_with(vertices, edge, Vec::new()).await
+    }
+
+    /// Builds `edge` as [`build`](Self::build) does; what is not in the cache here may come from
+    /// `caches`, the first one preferred.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build). A cache that cannot be opened is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops waiting; what was begun goes on as long as the job.
+    pub async fn build_with(
+        &self,
+        vertices: Vec<Arc<Vertex<D>>>,
+        edge: Edge,
+        caches: Vec<Arc<dyn CacheSource<D>>>,
+    ) -> Result<D::Output, SolveError> {
         let request = self.solver.next.fetch_add(1, Ordering::Relaxed);
         let (reply, receiver) = oneshot::channel();
         let message = Message::Build {
@@ -164,6 +184,7 @@ impl<D: Domain> Job<D> {
             request,
             vertices,
             edge,
+            caches,
             reply,
         };
         let sent = self.solver.mailbox.send(message);

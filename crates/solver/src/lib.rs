@@ -45,22 +45,26 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod caches;
 mod core;
 mod driver;
 mod error;
 mod explain;
 mod job;
 mod keys;
+mod memory;
 mod shared;
 mod vertex;
 
+pub use caches::{CacheKeys, CacheSource};
 pub use error::{OpError, SolveError, error_chain};
 pub use explain::{
     Cause, Description, Explanation, FileChange, FileChangeKind, FileEntry, FileList, Journal,
     MAX_FILES, MemoryJournal, Note, NoteInput, Noted, Part, Pruned, Recent, without_position,
 };
 pub use job::{Job, MemoryResults, Solver, SolverConfig};
-pub use keys::{CacheResult, Forgotten, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
+pub use keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
+pub use memory::{Forgotten, MemoryKeyStore};
 pub use oci_spec::image::Digest;
 pub use vertex::{
     CacheDep, CacheMap, ContentKey, Domain, Edge, Op, OpContext, ResultStore, Vertex, VertexOptions,

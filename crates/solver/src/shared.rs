@@ -21,13 +21,33 @@ struct State<D: Domain> {
     members: Vec<Member<D>>,
     /// Why it was carried out, when somebody asked.
     explanation: Option<Arc<Explanation>>,
-    shown: cooper_progress::Vertex,
+    shown: Shown,
 }
 
-impl<D: Domain> State<D> {
-    /// Sources are shown when they are looked up, before it is known whether they are cached.
-    fn vertex_is_source(&self) -> bool {
-        self.shown.inputs.is_empty()
+/// What users see of the vertex besides what it is.
+#[derive(Clone, Default)]
+struct Shown {
+    cached: bool,
+    started: Option<SystemTime>,
+    completed: Option<SystemTime>,
+    error: String,
+}
+
+impl Shown {
+    fn event<D: Domain>(&self, vertex: &Vertex<D>) -> Event {
+        let mut seen = HashSet::with_capacity(vertex.inputs.len());
+        let inputs = vertex.inputs.iter().map(|input| &input.vertex);
+        let inputs = inputs.filter(|input| seen.insert(*input));
+        Event::Vertex(cooper_progress::Vertex {
+            digest: vertex.digest.clone(),
+            inputs: inputs.cloned().collect(),
+            name: vertex.name.clone(),
+            cached: self.cached,
+            started: self.started,
+            completed: self.completed,
+            error: self.error.clone(),
+            progress_group: vertex.options.progress_group.clone(),
+        })
     }
 }
 
@@ -65,28 +85,12 @@ impl Explained {
 
 impl<D: Domain> Shared<D> {
     pub(crate) fn new(vertex: Arc<Vertex<D>>) -> Self {
-        let mut inputs: Vec<_> = Vec::new();
-        for input in &vertex.inputs {
-            if !inputs.contains(&input.vertex) {
-                inputs.push(input.vertex.clone());
-            }
-        }
-        let shown = cooper_progress::Vertex {
-            digest: vertex.digest.clone(),
-            inputs,
-            name: vertex.name.clone(),
-            cached: false,
-            started: None,
-            completed: None,
-            error: String::new(),
-            progress_group: vertex.options.progress_group.clone(),
-        };
         Self {
             vertex,
             state: Mutex::new(State {
                 members: Vec::new(),
                 explanation: None,
-                shown,
+                shown: Shown::default(),
             }),
         }
     }
@@ -116,7 +120,7 @@ impl<D: Domain> Shared<D> {
         if state.members.iter().any(|member| member.id == id) {
             return;
         }
-        sink.emit(Event::Vertex(state.shown.clone()));
+        sink.emit(state.shown.event(&self.vertex));
         state.members.push(Member {
             id,
             job,
@@ -185,15 +189,16 @@ impl<D: Domain> Shared<D> {
             let mut shown = state.shown.clone();
             shown.completed = Some(SystemTime::now());
             shown.error = "context canceled".into();
-            member.sink.emit(Event::Vertex(shown));
+            member.sink.emit(shown.event(&self.vertex));
         }
     }
 
-    /// It was found instead of made; unless it was shown as made before.
+    /// It was found instead of made; unless it was shown as made before. Sources are shown when
+    /// they are looked up, before it is known whether they are cached.
     pub(crate) fn cached(&self) {
         let made = {
             let state = self.lock();
-            state.shown.cached || (state.shown.started.is_some() && !state.vertex_is_source())
+            state.shown.cached || (state.shown.started.is_some() && !self.vertex.inputs.is_empty())
         };
         if !made {
             self.started(true);
@@ -219,12 +224,17 @@ impl<D: Domain> Shared<D> {
         });
     }
 
-    fn show(&self, change: impl FnOnce(&mut cooper_progress::Vertex)) {
+    fn show(&self, change: impl FnOnce(&mut Shown)) {
         let mut state = self.lock();
         change(&mut state.shown);
-        for member in &state.members {
-            member.sink.emit(Event::Vertex(state.shown.clone()));
+        let Some((last, rest)) = state.members.split_last() else {
+            return;
+        };
+        let event = state.shown.event(&self.vertex);
+        for member in rest {
+            member.sink.emit(event.clone());
         }
+        last.sink.emit(event);
     }
 }
 

@@ -135,6 +135,17 @@ impl KeyStore for StoredKeys {
         });
     }
 
+    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+        self.memory.connect(id, links.clone());
+        let id = id.clone();
+        self.write(move |tx| {
+            for (from, link) in &links {
+                tx.put(&LINKS, &link_row(from, &link.to_text(), &id), &())?;
+            }
+            Ok(())
+        });
+    }
+
     fn release(&self, result: &str) {
         self.removed(result, None);
     }
@@ -181,7 +192,7 @@ mod tests {
             let keys = open();
             keys.add(KeyEntry {
                 id: to.clone(),
-                links: vec![(from.clone(), link.clone())],
+                links: vec![(from.clone(), Arc::new(link.clone()))],
                 result: result.clone(),
                 noted: None,
             });
@@ -199,7 +210,7 @@ mod tests {
             assert_eq!(keys.results(&to), []);
             keys.add(KeyEntry {
                 id: to.clone(),
-                links: vec![(from.clone(), link.clone())],
+                links: vec![(from.clone(), Arc::new(link.clone()))],
                 result,
                 noted: None,
             });

@@ -1,28 +1,50 @@
 //! What an edge does next.
 
-use super::{Content, Core, EdgeId, Exec, Task, Want, Work};
+use super::matching::Contents;
+use super::{Command, Core, EdgeId, Exec, LEVELS, Stage, Task, VertexId, Want, Work};
 
 impl<O: Clone, E: Clone> Core<O, E> {
     /// `edge` is needed at least that far.
-    pub(super) fn want(&mut self, edge: EdgeId, want: Want) {
-        let edge = self.find(edge);
-        let state = self.edge_mut(edge);
-        if state.want < want {
-            state.want = want;
-            self.enqueue(edge);
+    pub(super) fn want(&mut self, id: EdgeId, want: Want) {
+        let edge = self.edge_mut(id);
+        if edge.want < want {
+            edge.want = want;
+            self.enqueue(id);
         }
     }
 
-    fn want_inputs(&mut self, id: EdgeId, want: Want) {
-        let deps: Vec<_> = self.edge(id).deps.iter().map(|dep| dep.edge).collect();
-        for dep in deps {
-            self.want(dep, want);
+    /// Its keys are needed at least that far, also when it has its result.
+    fn want_keys(&mut self, id: EdgeId, want: Want) {
+        let edge = self.edge_mut(id);
+        if edge.keys_wanted < want {
+            edge.keys_wanted = want;
+            self.enqueue(id);
         }
+        self.want(id, want);
     }
 
-    /// How far the input `index` of `id` is.
-    fn dep_reached(&self, id: EdgeId, index: usize) -> Want {
-        self.edge(self.find(self.edge(id).deps[index].edge)).reached
+    /// Asks the inputs. Says whether all of them are that far, else it is told when they are.
+    fn inputs_reach(&mut self, id: EdgeId, want: Want) -> bool {
+        let edge = self.edge(id);
+        if edge.asked < want {
+            let count = edge.deps.len();
+            self.edge_mut(id).asked = want;
+            for place in 0..count {
+                let dep = &self.edge(id).deps[place];
+                let (input, there) = (dep.edge, dep.is(want));
+                match want {
+                    Want::Complete => self.want(input, want),
+                    _ => self.want_keys(input, want),
+                }
+                if !there && self.edge(input).error.is_some() {
+                    self.edge_mut(id).doomed = u32::try_from(place).ok();
+                }
+            }
+        }
+        let edge = self.edge(id);
+        let level = LEVELS.iter().position(|level| *level == want);
+        let ready = level.map_or(0, |level| edge.ready[level]);
+        ready as usize == edge.deps.len()
     }
 
     pub(super) fn advance(&mut self, id: EdgeId) {
@@ -30,216 +52,363 @@ impl<O: Clone, E: Clone> Core<O, E> {
         if edge.want == Want::Nothing || edge.error.is_some() {
             return;
         }
-        if edge.result.is_some() {
-            return self.answer(id);
+        if let Some(other) = edge.follows {
+            self.follow(id, other);
         }
-        let vertex = edge.vertex;
-        // The map and the inputs' keys are looked for at the same time.
-        self.want_inputs(id, Want::Fast);
-        let state = self.vertex(vertex);
-        if let Some(error) = state.error.clone() {
-            return self.fail(id, error);
+        if self.edge(id).result.is_some() {
+            self.answer(id);
         }
-        if state.maps.is_empty() {
-            self.ask_map(vertex);
-            self.fail_with_inputs(id);
-            return;
-        }
-        let Some(id) = self.match_keys(id) else {
-            return; // It is another edge now, which is queued.
-        };
-        if self.try_records(id) {
-            return;
-        }
-        if self.take_output(id) {
-            return;
-        }
-        if self.fail_with_inputs(id) {
-            return;
-        }
-        let count = self.edge(id).deps.len();
-        if (0..count).any(|dep| self.dep_reached(id, dep) < Want::Fast) {
-            return;
-        }
-        self.reach(id, Want::Fast);
-        if self.edge(id).want >= Want::Slow {
-            self.advance_slow(id, count);
-        }
+        while self.step(id) {}
     }
 
-    /// Looks for further keys, and then gives up on the cache.
-    fn advance_slow(&mut self, id: EdgeId, count: usize) {
-        let vertex = self.edge(id).vertex;
-        let maps_done = self.vertex(vertex).maps.last().is_some_and(|map| map.last);
-        if !maps_done {
-            self.ask_map(vertex);
-        }
-        let by_content: Vec<bool> = self.vertex(vertex).maps[0]
-            .deps
-            .iter()
-            .map(|(_, content)| *content)
-            .collect();
-        let known =
-            |core: &Self, dep: usize| matches!(core.vertex(vertex).content[dep], Content::Known(_));
-        // An input whose keys are all known and lead nowhere: nothing will be found.
-        let hopeless = maps_done
-            && (0..count).any(|dep| {
-                self.dep_reached(id, dep) >= Want::Slow
-                    && (!by_content[dep] || known(self, dep))
-                    && self.edge(id).led.iter().all(|map| map[dep].is_empty())
-            });
-        if !hopeless || self.edge(id).want < Want::Complete {
-            self.want_inputs(id, Want::Slow);
-        }
-        let slow = (0..count).all(|dep| self.dep_reached(id, dep) >= Want::Slow);
-        for dep in (0..count).filter(|dep| by_content[*dep]) {
-            // Nothing but its content can lead to a result: it is not made to wait for the other
-            // inputs, so that independent branches are built at the same time.
-            let needed = self.dep_reached(id, dep) >= Want::Slow
-                && self.edge(id).led.iter().all(|map| map[dep].is_empty());
-            if slow || hopeless || needed {
-                self.compute_content(id, dep);
-            }
-        }
-        let content = (0..count).all(|dep| !by_content[dep] || known(self, dep));
-        if slow && content && maps_done {
-            self.reach(id, Want::Slow);
-        }
-        let edge = self.edge(id);
-        if edge.want < Want::Complete || edge.loading.is_some() {
-            return;
-        }
-        if hopeless || (slow && content && maps_done) {
-            self.want_inputs(id, Want::Complete);
-            if content && maps_done {
-                self.execute(id);
-            }
-        }
-    }
-
-    fn ask_map(&mut self, vertex: u64) {
-        let state = self.vertex(vertex);
-        if state.map_task.is_none() && !state.maps.last().is_some_and(|map| map.last) {
-            let index = state.maps.len();
-            let task = self.start(vertex, Task::CacheMap(vertex), Work::CacheMap { index });
-            self.vertex_mut(vertex).map_task = Some(task);
-        }
-    }
-
-    fn compute_content(&mut self, id: EdgeId, dep: usize) {
-        let edge = self.edge(id);
-        let (vertex, input) = (edge.vertex, self.find(edge.deps[dep].edge));
-        if self.vertex(vertex).content[dep] != Content::Unknown {
-            return;
-        }
-        self.want(input, Want::Complete);
-        if let Some(output) = self.edge(input).result.clone() {
-            let work = Work::ContentKey { input: dep, output };
-            let task = self.start(vertex, Task::ContentKey(vertex, dep), work);
-            self.vertex_mut(vertex).content[dep] = Content::Running(task);
-        }
-    }
-
-    /// With a result in the cache the edge is as far as anything but [`Want::Complete`] asks.
-    fn try_records(&mut self, id: EdgeId) -> bool {
-        let edge = self.edge_mut(id);
-        if edge.loading.is_some() {
-            return true;
-        }
-        let Some(record) = edge.records.last().cloned() else {
+    /// Goes on to the next stage; says whether it did.
+    fn step(&mut self, id: EdgeId) -> bool {
+        if self.edge(id).error.is_some() {
             return false;
-        };
-        if edge.want == Want::Complete {
-            edge.records.pop();
-            edge.tried.insert(record.id.clone());
-            let vertex = edge.vertex;
-            let work = Work::Load {
-                result: record.id.clone(),
-            };
-            let task = self.start(vertex, Task::Load(id, record), work);
-            self.edge_mut(id).loading = Some(task);
         }
-        self.reach(id, Want::Slow);
+        if self.edge(id).result.is_none() {
+            self.take_output(id);
+            self.load(id);
+        }
+        let settled = self.is_settled(id);
+        if settled && self.edge(id).stage > Stage::Fast {
+            self.reach(id, Want::Slow);
+            return false;
+        }
+        if !settled && self.fail_with_input(id) {
+            return false;
+        }
+        let edge = self.edge(id);
+        let vertex = edge.vertex;
+        let want = if settled { edge.keys_wanted } else { edge.want };
+        if edge.stage >= Stage::Slow {
+            self.look_at_changed(id);
+        }
+        match self.edge(id).stage {
+            Stage::Local => {
+                // The map and the inputs' keys are looked for at the same time.
+                let inputs = self.inputs_reach(id, Want::Local);
+                if !self.ask_map(id) || !inputs {
+                    return self.is_doomed(id);
+                }
+                self.match_keys(id, Want::Local, Contents::None);
+                self.pass(id, Stage::Fast, Want::Local)
+            }
+            Stage::Fast => {
+                // Without caches from elsewhere there is nothing to wait for.
+                let edge = self.edge(id);
+                let inputs = edge.ready[1] as usize == edge.deps.len();
+                if !(inputs && self.vertex(vertex).caches.is_empty()) {
+                    if want < Want::Fast {
+                        return false;
+                    }
+                    let open = self.caches_open(id);
+                    if !self.inputs_reach(id, Want::Fast) {
+                        return self.is_doomed(id);
+                    }
+                    if !open {
+                        return false;
+                    }
+                }
+                self.match_keys(id, Want::Fast, Contents::None);
+                self.pass(id, Stage::Maps, Want::Fast)
+            }
+            Stage::Maps => {
+                if want < Want::Slow || !self.ask_map(id) {
+                    return false;
+                }
+                self.match_keys(id, Want::Fast, Contents::None);
+                self.edge_mut(id).stage = Stage::Slow;
+                self.begin_slow(id);
+                true
+            }
+            Stage::Slow => {
+                if self.give_up(id) {
+                    return true;
+                }
+                if want < Want::Slow {
+                    return false;
+                }
+                if !self.inputs_reach(id, Want::Slow) {
+                    return self.is_doomed(id);
+                }
+                self.look_at_changed(id);
+                self.match_keys(id, Want::Slow, Contents::None);
+                self.edge_mut(id).stage = Stage::Needed;
+                true
+            }
+            Stage::Needed => {
+                if self.give_up(id) {
+                    return true;
+                }
+                if !self.contents_known(id, true) {
+                    return self.is_doomed(id);
+                }
+                self.match_keys(id, Want::Slow, Contents::Needed);
+                self.edge_mut(id).stage = Stage::Content;
+                true
+            }
+            Stage::Content => {
+                if self.give_up(id) {
+                    return true;
+                }
+                if !self.contents_known(id, false) {
+                    return self.is_doomed(id);
+                }
+                self.match_keys(id, Want::Slow, Contents::All);
+                self.pass(id, Stage::Last, Want::Slow)
+            }
+            Stage::Last => {
+                if want < Want::Complete {
+                    return false;
+                }
+                let inputs = self.inputs_reach(id, Want::Complete);
+                let contents = self.contents_known(id, false);
+                if !(inputs && contents && self.caches_open(id)) {
+                    return self.is_doomed(id);
+                }
+                // With all that came to be known since: nothing is carried out that is there.
+                self.match_keys(id, Want::Slow, Contents::All);
+                self.reach(id, Want::Slow);
+                if !self.edge(id).records.is_empty() {
+                    return true;
+                }
+                self.execute(id);
+                false
+            }
+        }
+    }
+
+    /// With a result, or one in a cache, its keys are all that may be asked for.
+    fn is_settled(&self, id: EdgeId) -> bool {
+        let edge = self.edge(id);
+        edge.result.is_some()
+            || edge.loading.is_some()
+            || edge.follows.is_some()
+            || !edge.records.is_empty()
+    }
+
+    /// An input failed that it needs: the next step sees that.
+    fn is_doomed(&self, id: EdgeId) -> bool {
+        let edge = self.edge(id);
+        edge.doomed.is_some() && edge.error.is_none() && !self.is_settled(id)
+    }
+
+    fn pass(&mut self, id: EdgeId, stage: Stage, reached: Want) -> bool {
+        self.edge_mut(id).stage = stage;
+        self.reach(id, reached);
         true
+    }
+
+    /// When nothing will be found, all is asked for at once that carrying it out needs.
+    fn give_up(&mut self, id: EdgeId) -> bool {
+        let edge = self.edge_mut(id);
+        let hopeless = edge.hopeless && edge.want == Want::Complete;
+        if hopeless {
+            edge.stage = Stage::Last;
+        }
+        hopeless
+    }
+
+    /// Whether all maps are there up to the one that the stage needs; else the next is asked
+    /// for.
+    fn ask_map(&mut self, id: EdgeId) -> bool {
+        let edge = self.edge(id);
+        let (vertex, stage) = (edge.vertex, edge.stage);
+        let state = self.vertex(vertex);
+        let there = match stage {
+            Stage::Local => !state.maps.is_empty(),
+            _ => state.maps.last().is_some_and(|map| map.last),
+        };
+        if there || state.map_task.is_some() {
+            return there;
+        }
+        if let Some(error) = state.error.clone() {
+            self.fail(id, error);
+            return false;
+        }
+        let index = state.maps.len();
+        let task = self.start(vertex, Task::CacheMap(vertex), Work::CacheMap { index });
+        self.vertex_mut(vertex).map_task = Some(task);
+        false
     }
 
     /// The vertex may have been carried out for another of its outputs.
-    fn take_output(&mut self, id: EdgeId) -> bool {
+    fn take_output(&mut self, id: EdgeId) {
         let edge = self.edge(id);
-        if edge.want != Want::Complete {
-            return false;
+        if edge.want != Want::Complete || edge.stage == Stage::Local || edge.loading.is_some() {
+            return;
         }
         let Exec::Done(outputs) = &self.vertex(edge.vertex).exec else {
-            return false;
+            return;
         };
         let (index, count) = (edge.index, outputs.len());
         let Some((output, kept)) = outputs.get(index).cloned() else {
-            let digest = self.vertex(edge.vertex).spec.digest.clone();
-            let error = (self.missing)(&digest, index, count);
-            self.fail(id, error);
-            return true;
+            let error = (self.errors.missing)(&self.vertex(edge.vertex).spec.digest, index, count);
+            return self.fail(id, error);
         };
-        if let Some(kept) = kept {
-            self.keep(id, &kept);
-        }
-        self.complete(id, output);
-        true
+        // Under all keys that it has: those of its inputs are known by now.
+        self.match_keys(id, Want::Slow, Contents::All);
+        self.claim(id);
+        self.edge_mut(id).kept = kept;
+        self.complete(id, output, true);
     }
 
     fn execute(&mut self, id: EdgeId) {
         let edge = self.edge(id);
         let vertex = edge.vertex;
-        if !matches!(self.vertex(vertex).exec, Exec::Idle) {
+        let state = self.vertex(vertex);
+        if !matches!(state.exec, Exec::Idle) {
             return;
         }
-        let mut inputs = Vec::with_capacity(edge.deps.len());
-        for dep in &edge.deps {
-            match &self.edge(self.find(dep.edge)).result {
-                Some(output) => inputs.push(output.clone()),
-                None => return,
-            }
+        if let Some(error) = state.error.clone() {
+            return self.fail(id, error);
         }
+        if let Some(other) = self.claimed(id) {
+            return self.begin_to_follow(id, other);
+        }
+        let inputs = edge.deps.iter();
+        let inputs: Option<_> = inputs
+            .map(|dep| self.edge(dep.edge).result.clone())
+            .collect();
+        let inputs = inputs.expect("complete edges have results");
+        self.claim(id);
         let task = self.start(vertex, Task::Execute(vertex), Work::Execute { inputs });
         self.vertex_mut(vertex).exec = Exec::Running(task);
     }
 
-    pub(super) fn reach(&mut self, id: EdgeId, reached: Want) {
-        let edge = self.edge_mut(id);
-        if edge.reached < reached {
-            edge.reached = reached;
-            self.enqueue_dependents(id);
+    /// `id` takes what `other`, which has one of its keys, gives.
+    fn begin_to_follow(&mut self, id: EdgeId, other: EdgeId) {
+        self.edge_mut(id).follows = Some(other);
+        self.edge_mut(other).followers.push(id);
+        // It is needed by all who need this one.
+        let target = self.edge(other).vertex;
+        let source = self.edge(id).vertex;
+        for job in self.vertex(source).jobs.clone() {
+            self.join(target, job);
+        }
+        self.want(other, Want::Complete);
+        self.follow(id, other);
+    }
+
+    fn follow(&mut self, id: EdgeId, other: EdgeId) {
+        let other = self.edge(other);
+        let kept = other.kept.clone();
+        match (&other.result, &other.error) {
+            (Some(output), _) => {
+                let output = output.clone();
+                self.edge_mut(id).kept = kept;
+                self.complete(id, output, true);
+            }
+            (None, Some(error)) => {
+                let error = error.clone();
+                self.fail(id, error);
+            }
+            (None, None) => {}
         }
     }
 
-    pub(super) fn complete(&mut self, id: EdgeId, output: O) {
+    pub(super) fn reach(&mut self, id: EdgeId, reached: Want) {
+        let edge = self.edge_mut(id);
+        if edge.reached >= reached {
+            return;
+        }
+        let count = u32::try_from(edge.ids.len()).unwrap_or(u32::MAX);
+        for (end, level) in edge.ends.iter_mut().zip(LEVELS) {
+            if edge.reached < level && level <= reached {
+                *end = count;
+            }
+        }
+        edge.reached = reached;
+        self.notify(id);
+    }
+
+    /// Tells those who take it how far it is.
+    fn notify(&mut self, id: EdgeId) {
+        let edge = self.edge_mut(id);
+        let (reached, failed) = (edge.reached, edge.error.is_some());
+        let complete = edge.result.is_some();
+        let dependents = std::mem::take(&mut edge.dependents);
+        for (dependent, place) in &dependents {
+            let Some(edge) = self.edges.get_mut(dependent) else {
+                continue;
+            };
+            let dep = &mut edge.deps[*place as usize];
+            let further = dep.seen < reached || dep.complete != complete;
+            for (level, ready) in LEVELS.iter().zip(&mut edge.ready) {
+                let was = dep.is(*level);
+                let is = match level {
+                    Want::Complete => complete,
+                    level => *level <= reached,
+                };
+                *ready += u32::from(is && !was);
+            }
+            (dep.seen, dep.complete) = (reached, complete);
+            if further && edge.stage >= Stage::Slow && edge.result.is_none() {
+                edge.changed.push(*place);
+            }
+            if failed && (dep.content_asked || !dep.is(edge.asked)) {
+                edge.doomed = Some(*place);
+            }
+            self.enqueue(*dependent);
+        }
+        self.edge_mut(id).dependents = dependents;
+    }
+
+    /// It has its result; `keep`: which is kept under its keys.
+    pub(super) fn complete(&mut self, id: EdgeId, output: O, keep: bool) {
         let edge = self.edge_mut(id);
         edge.result = Some(output);
-        edge.loading = None;
-        self.reach(id, Want::Complete);
-        self.enqueue_dependents(id);
-        self.answer(id);
+        // It looks for nothing any more.
+        edge.follows = None;
+        edge.changed = Vec::new();
+        edge.records = Vec::new();
+        if edge.stage > Stage::Fast {
+            edge.own = Vec::new();
+        }
+        let kept = edge.kept.clone().filter(|_| keep);
+        if let Some(kept) = kept {
+            self.keep(id, &kept);
+        }
+        self.notify(id);
+        self.finish(id);
+        // Its keys may be asked for still.
+        self.enqueue(id);
     }
 
     pub(super) fn fail(&mut self, id: EdgeId, error: E) {
-        self.edge_mut(id).error = Some(error);
-        self.enqueue_dependents(id);
+        self.failures += 1;
+        let edge = self.edge_mut(id);
+        edge.error = Some(error);
+        edge.follows = None;
+        self.give_back_claims(id);
+        self.notify(id);
+        self.finish(id);
+    }
+
+    fn finish(&mut self, id: EdgeId) {
+        for follower in std::mem::take(&mut self.edge_mut(id).followers) {
+            self.enqueue(follower);
+        }
         self.answer(id);
     }
 
-    /// An edge fails with its first input that does.
-    fn fail_with_inputs(&mut self, id: EdgeId) -> bool {
-        let deps = &self.edge(id).deps;
-        let error = deps
-            .iter()
-            .find_map(|dep| self.edge(self.find(dep.edge)).error.clone());
-        let failed = error.is_some();
-        if let Some(error) = error {
-            self.fail(id, error);
+    /// An edge fails with an input that did before it gave what it was asked for.
+    fn fail_with_input(&mut self, id: EdgeId) -> bool {
+        let edge = self.edge(id);
+        let dep = edge.doomed.map(|place| edge.deps[place as usize].edge);
+        let Some(dep) = dep else {
+            return false;
+        };
+        match self.edge(dep).error.clone() {
+            Some(error) => self.fail(id, error),
+            // It was forgiven.
+            None => self.edge_mut(id).doomed = None,
         }
-        failed
+        self.edge(id).error.is_some()
     }
 
-    pub(super) fn answer(&mut self, id: EdgeId) {
+    fn answer(&mut self, id: EdgeId) {
         let edge = self.edge_mut(id);
         let result = match (&edge.result, &edge.error) {
             (Some(output), _) => Ok(output.clone()),
@@ -247,11 +416,23 @@ impl<O: Clone, E: Clone> Core<O, E> {
             (None, None) => return,
         };
         for request in std::mem::take(&mut edge.requests) {
-            self.requests.remove(&request);
-            self.commands.push(super::Command::Reply {
+            if let Some((job, _)) = self.requests.remove(&request)
+                && let Some(job) = self.jobs.get_mut(&job)
+            {
+                job.requests.remove(&request);
+            }
+            self.commands.push(Command::Reply {
                 request,
                 result: result.clone(),
             });
         }
+    }
+
+    pub(super) fn fail_vertex(&mut self, vertex: VertexId, error: E) {
+        let state = self.vertex_mut(vertex);
+        if state.error.replace(error).is_none() {
+            self.failures += 1;
+        }
+        self.enqueue_vertex(vertex);
     }
 }

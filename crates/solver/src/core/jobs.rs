@@ -1,65 +1,80 @@
 //! Jobs, the vertices that they bring, and what they ask for.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 
 use super::{
-    Command, Content, Core, Dep, EdgeId, EdgeState, Exec, RequestId, Spec, VertexId, VertexState,
-    Want,
+    CacheId, CacheState, Command, Content, Core, Dep, EdgeId, EdgeState, Exec, LEVELS, RequestId,
+    Spec, Stage, VertexId, VertexState, Want,
 };
 use crate::shared::JobId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
-    /// The vertex with the digest of `spec`, made if it is not there, as one that `job` needs.
-    /// Its inputs have to be added before.
-    pub(crate) fn add(&mut self, job: JobId, spec: Spec) -> VertexId {
+    /// The vertex with the digest of `spec`, made if it is not there, as one that `job` needs
+    /// and that `caches` may have. Its inputs have to be added before.
+    pub(crate) fn add(&mut self, job: JobId, spec: Spec, caches: &[CacheId]) -> VertexId {
         // Who wants it built anew shares it only with those who want the same, and everybody
         // else is served with what is built anew.
-        let anew = Spec {
-            ignore_cache: true,
-            ..spec.clone()
+        let known = match self.by_digest_anew.get(&spec.digest) {
+            None if !spec.ignore_cache => self.by_digest.get(&spec.digest),
+            anew => anew,
         };
-        let known = self.by_digest.get(&anew.name());
-        let known = known.or_else(|| self.by_digest.get(&spec.name()));
         let id = match known.copied() {
             Some(id) => id,
-            None => {
-                let id = self.number();
-                self.by_digest.insert(spec.name(), id);
-                let content = vec![Content::Unknown; spec.inputs.len()];
-                self.vertices.insert(
-                    id,
-                    VertexState {
-                        spec,
-                        jobs: Default::default(),
-                        maps: Vec::new(),
-                        map_task: None,
-                        content,
-                        exec: Exec::Idle,
-                        error: None,
-                        edges: BTreeMap::new(),
-                    },
-                );
-                id
-            }
+            None => self.make(spec),
         };
         self.join(id, job);
+        for cache in caches {
+            if !self.vertex(id).caches.contains(cache) {
+                self.vertex_mut(id).caches.push(*cache);
+                let closed = CacheState {
+                    users: 0,
+                    task: None,
+                    open: None,
+                    waiting: Vec::new(),
+                };
+                self.caches.entry(*cache).or_insert(closed).users += 1;
+            }
+        }
         id
     }
 
-    /// `job` needs the vertex, and all that its edges were merged with, and their inputs.
-    pub(crate) fn join(&mut self, vertex: VertexId, job: JobId) {
+    fn make(&mut self, spec: Spec) -> VertexId {
+        let id = self.number();
+        let names = match spec.ignore_cache {
+            true => &mut self.by_digest_anew,
+            false => &mut self.by_digest,
+        };
+        names.insert(spec.digest.clone(), id);
+        let state = VertexState {
+            content: vec![Content::Unknown; spec.inputs.len()],
+            spec,
+            jobs: Vec::new(),
+            caches: Vec::new(),
+            maps: Vec::new(),
+            map_task: None,
+            exec: Exec::Idle,
+            error: None,
+            edges: Vec::new(),
+        };
+        self.vertices.insert(id, Box::new(state));
+        id
+    }
+
+    /// `job` needs the vertex, and all whose results its edges take, and their inputs.
+    pub(super) fn join(&mut self, vertex: VertexId, job: JobId) {
         let mut open = vec![vertex];
         while let Some(id) = open.pop() {
-            if !self.vertex_mut(id).jobs.insert(job) {
+            let state = self.vertex_mut(id);
+            let Err(place) = state.jobs.binary_search(&job) else {
                 continue;
-            }
-            self.commands.push(Command::Joined { vertex: id, job });
-            let state = self.vertex(id);
+            };
+            state.jobs.insert(place, job);
             open.extend(state.spec.inputs.iter().map(|(input, _)| *input));
-            let edges: Vec<_> = state.edges.values().copied().collect();
-            for edge in edges {
-                open.push(self.edge(self.find(edge)).vertex);
+            for (_, edge) in &self.vertex(id).edges {
+                open.extend(self.edge(*edge).follows.map(|edge| self.edge(edge).vertex));
             }
+            self.jobs.entry(job).or_default().vertices.push(id);
+            self.commands.push(Command::Joined { vertex: id, job });
         }
     }
 
@@ -73,9 +88,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
     ) -> Vec<Command<O, E>> {
         self.forgive(vertex);
         let edge = self.edge_of(vertex, index);
-        let edge = self.find(edge);
         self.requests.insert(request, (job, edge));
-        self.edge_mut(edge).requests.insert(request);
+        self.jobs.entry(job).or_default().requests.insert(request);
+        self.edge_mut(edge).requests.push(request);
         self.want(edge, Want::Complete);
         self.enqueue(edge);
         self.settle()
@@ -83,31 +98,30 @@ impl<O: Clone, E: Clone> Core<O, E> {
 
     /// A request is not waited for any more. What it began goes on for the job.
     pub(crate) fn cancel_request(&mut self, request: RequestId) {
-        if let Some((_, edge)) = self.requests.remove(&request) {
-            self.edge_mut(edge).requests.remove(&request);
+        if let Some((job, edge)) = self.requests.remove(&request) {
+            self.edge_mut(edge).requests.retain(|id| *id != request);
+            if let Some(job) = self.jobs.get_mut(&job) {
+                job.requests.remove(&request);
+            }
         }
     }
 
     /// The job ends: what only it needed is given up.
     pub(crate) fn end_job(&mut self, job: JobId) -> Vec<Command<O, E>> {
-        let gone: Vec<_> = self
-            .requests
-            .iter()
-            .filter(|(_, (owner, _))| *owner == job)
-            .map(|(request, _)| *request)
-            .collect();
-        for request in gone {
+        let mut state = self.jobs.remove(&job).unwrap_or_default();
+        for request in state.requests {
             self.cancel_request(request);
         }
-        let left: Vec<_> = self
-            .vertices
-            .iter_mut()
-            .filter_map(|(id, vertex)| vertex.jobs.remove(&job).then_some(*id))
-            .collect();
         // Those who take inputs come after their inputs: they go first.
-        for id in left.into_iter().rev() {
+        state.vertices.sort_unstable();
+        for id in state.vertices.into_iter().rev() {
+            let vertex = self.vertex_mut(id);
+            if let Ok(place) = vertex.jobs.binary_search(&job) {
+                vertex.jobs.remove(place);
+            }
+            let left = vertex.jobs.is_empty();
             self.commands.push(Command::Left { vertex: id, job });
-            if self.vertex(id).jobs.is_empty() {
+            if left {
                 self.forget(id);
             }
         }
@@ -118,7 +132,12 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let Some(vertex) = self.vertices.remove(&id) else {
             return;
         };
-        self.by_digest.remove(&vertex.spec.name());
+        let names = match vertex.spec.ignore_cache {
+            true => &mut self.by_digest_anew,
+            false => &mut self.by_digest,
+        };
+        names.remove(&vertex.spec.digest);
+        self.failures -= usize::from(vertex.error.is_some());
         let mut tasks: Vec<_> = vertex.map_task.into_iter().collect();
         for content in &vertex.content {
             if let Content::Running(task) = content {
@@ -128,106 +147,179 @@ impl<O: Clone, E: Clone> Core<O, E> {
         if let Exec::Running(task) = vertex.exec {
             tasks.push(task);
         }
-        for edge in vertex.edges.into_values() {
+        for (_, edge) in vertex.edges {
             let Some(state) = self.edges.remove(&edge) else {
                 continue;
             };
-            self.merged.remove(&edge);
+            self.failures -= usize::from(state.error.is_some());
             tasks.extend(state.loading);
             for key in &state.ids {
-                self.forget_key(key, edge);
+                self.forget_key(&key.id, edge);
             }
             for dep in &state.deps {
-                let dep = self.find(dep.edge);
-                if let Some(dep) = self.edges.get_mut(&dep) {
-                    dep.dependents.remove(&edge);
-                }
+                self.forget_dependent(dep.edge);
             }
-            self.queued.remove(&edge);
-            self.queue.retain(|queued| *queued != edge);
         }
         for task in tasks {
             self.abort(task);
         }
         self.commands.push(Command::Forget { vertex: id });
+        for cache in vertex.caches {
+            self.forget_cache(cache);
+        }
+    }
+
+    /// One of those who take `id` is gone. They are taken out of its list when they are many:
+    /// each time would look at all of them.
+    fn forget_dependent(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get_mut(&id) else {
+            return;
+        };
+        edge.gone += 1;
+        if edge.gone * 2 > edge.dependents.len() {
+            let mut dependents = std::mem::take(&mut edge.dependents);
+            dependents.retain(|(edge, _)| self.edges.contains_key(edge));
+            let edge = self.edge_mut(id);
+            edge.dependents = dependents;
+            edge.gone = 0;
+        }
     }
 
     /// The edge for an output, made with the edges of its inputs if it is not there.
-    pub(super) fn edge_of(&mut self, vertex: VertexId, index: usize) -> EdgeId {
-        // An explicit stack: how deep a graph is, is the client's to choose.
-        let mut open = vec![(vertex, index)];
-        while let Some((vertex, index)) = open.last().copied() {
-            if self.vertex(vertex).edges.contains_key(&index) {
-                open.pop();
+    fn edge_of(&mut self, vertex: VertexId, index: usize) -> EdgeId {
+        // An explicit stack: how deep a graph is, is the client's to choose. With each vertex
+        // the number of its inputs that are there.
+        let mut open = vec![(vertex, index, 0)];
+        while let Some((vertex, index, there)) = open.pop() {
+            if self.edge_at(vertex, index).is_some() {
                 continue;
             }
-            let inputs = self.vertex(vertex).spec.inputs.clone();
-            let missing = inputs
-                .iter()
-                .find(|(input, index)| !self.vertex(*input).edges.contains_key(index));
-            if let Some(missing) = missing {
-                open.push(*missing);
-                continue;
+            let inputs = &self.vertex(vertex).spec.inputs;
+            let mut missing = inputs[there..].iter().enumerate();
+            let missing =
+                missing.find(|(_, (input, index))| self.edge_at(*input, *index).is_none());
+            match missing.map(|(place, input)| (there + place, *input)) {
+                Some((place, (input, input_index))) => {
+                    open.push((vertex, index, place));
+                    open.push((input, input_index, 0));
+                }
+                None => self.make_edge(vertex, index),
             }
-            let id = self.number();
-            let mut deps = Vec::with_capacity(inputs.len());
-            for (input, index) in inputs {
-                let edge = self.vertex(input).edges[&index];
-                let now = self.find(edge);
-                self.edge_mut(now).dependents.insert(id);
-                deps.push(Dep {
-                    edge,
-                    seen: Vec::new(),
-                    content_seen: Vec::new(),
-                });
-            }
-            self.edges.insert(
-                id,
-                EdgeState {
-                    vertex,
-                    index,
-                    want: Want::Nothing,
-                    reached: Want::Nothing,
-                    deps,
-                    matched: Vec::new(),
-                    led: Vec::new(),
-                    ids: Vec::new(),
-                    valid: Default::default(),
-                    fresh: Vec::new(),
-                    records: Vec::new(),
-                    tried: Default::default(),
-                    loading: None,
-                    result: None,
-                    error: None,
-                    dependents: Default::default(),
-                    requests: Default::default(),
-                },
-            );
-            self.vertex_mut(vertex).edges.insert(index, id);
-            open.pop();
         }
-        self.vertex(vertex).edges[&index]
+        self.edge_at(vertex, index)
+            .expect("it was made or found just now")
+    }
+
+    fn edge_at(&self, vertex: VertexId, index: usize) -> Option<EdgeId> {
+        let edges = &self.vertex(vertex).edges;
+        let place = edges.binary_search_by_key(&index, |(index, _)| *index);
+        place.ok().map(|place| edges[place].1)
+    }
+
+    /// Makes the edge for an output; those of the inputs are there.
+    fn make_edge(&mut self, vertex: VertexId, index: usize) {
+        let id = self.number();
+        let count = self.vertex(vertex).spec.inputs.len();
+        let mut deps = Vec::with_capacity(count);
+        let mut ready = [0; 4];
+        for place in 0..count {
+            let (input, output) = self.vertex(vertex).spec.inputs[place];
+            let input = self.edge_at(input, output).expect("inputs are made before");
+            let place = u32::try_from(place).expect("a graph has fewer inputs than that");
+            let edge = self.edge_mut(input);
+            edge.dependents.push((id, place));
+            let dep = Dep {
+                edge: input,
+                seen: edge.reached,
+                complete: edge.result.is_some(),
+                nowhere: false,
+                content_asked: false,
+                content_seen: false,
+                needed: false,
+            };
+            for (level, ready) in LEVELS.iter().zip(&mut ready) {
+                *ready += u32::from(dep.is(*level));
+            }
+            deps.push(dep);
+        }
+        let state = EdgeState {
+            vertex,
+            index,
+            want: Want::Nothing,
+            keys_wanted: Want::Nothing,
+            asked: Want::Nothing,
+            reached: Want::Nothing,
+            stage: Stage::Local,
+            queued: false,
+            hopeless: false,
+            shown: false,
+            caches_asked: 0,
+            contents_asked: false,
+            ready,
+            needed: 0,
+            contents: 0,
+            deps: deps.into(),
+            changed: Vec::new(),
+            doomed: None,
+            ids: Vec::new(),
+            ends: [0; 3],
+            weight: 0,
+            own: Vec::new(),
+            records: Vec::new(),
+            tried: Vec::new(),
+            loading: None,
+            follows: None,
+            followers: Vec::new(),
+            result: None,
+            kept: None,
+            error: None,
+            dependents: Vec::new(),
+            gone: 0,
+            requests: Vec::new(),
+        };
+        self.edges.insert(id, Box::new(state));
+        let edges = &mut self.vertex_mut(vertex).edges;
+        let place = edges.partition_point(|(other, _)| *other < index);
+        edges.insert(place, (index, id));
     }
 
     /// A failure is not for ever: whoever asks again has it tried again.
     fn forgive(&mut self, vertex: VertexId) {
+        if self.failures == 0 {
+            return;
+        }
         let mut open = vec![vertex];
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         while let Some(id) = open.pop() {
             if !seen.insert(id) {
                 continue;
             }
-            let edges: Vec<_> = self.vertex(id).edges.values().copied().collect();
-            self.vertex_mut(id).error = None;
-            for edge in edges {
-                let edge = self.find(edge);
-                if self.edge_mut(edge).error.take().is_some() {
-                    self.enqueue(edge);
-                }
-                open.push(self.edge(edge).vertex);
+            if self.vertex_mut(id).error.take().is_some() {
+                self.failures -= 1;
+            }
+            for place in 0..self.vertex(id).edges.len() {
+                let (_, edge) = self.vertex(id).edges[place];
+                let follows = self.edge(edge).follows;
+                open.extend(follows.map(|edge| self.edge(edge).vertex));
+                self.forgive_edge(edge);
             }
             let inputs = &self.vertex(id).spec.inputs;
             open.extend(inputs.iter().map(|(input, _)| *input));
         }
+    }
+
+    fn forgive_edge(&mut self, id: EdgeId) {
+        let edge = self.edge_mut(id);
+        if edge.error.take().is_none() {
+            return;
+        }
+        edge.doomed = None;
+        // Content that was asked for in vain is asked for again.
+        let asked = edge.deps.iter().zip(0..);
+        let asked = asked.filter(|(dep, _)| dep.content_asked && !dep.content_seen);
+        let asked: Vec<_> = asked.map(|(_, place)| place).collect();
+        edge.changed.extend(asked);
+        self.failures -= 1;
+        self.enqueue(id);
     }
 }

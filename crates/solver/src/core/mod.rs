@@ -5,28 +5,44 @@
 //! A *vertex* is an operation, an *edge* one of its outputs that something needs. An edge asks
 //! its inputs for ever more, only as far as it must:
 //!
-//! 1. [`Want::Fast`]: their keys as far as they follow from definitions;
-//! 2. [`Want::Slow`]: all keys that they can have without being carried out themselves, which
+//! 1. [`Want::Local`]: their keys as far as they follow from definitions and from what was kept
+//!    here;
+//! 2. [`Want::Fast`]: the same with the caches from elsewhere, which are opened for it;
+//! 3. [`Want::Slow`]: all keys that they can have without being carried out themselves, which
 //!    may mean to look at the content of *their* inputs;
-//! 3. [`Want::Complete`]: their results, to compute keys from content, and to be carried out.
+//! 4. [`Want::Complete`]: their results, to compute keys from content, and to be carried out.
 //!
-//! As soon as one of the edge's keys has a result in the cache, it asks no further. Edges that
-//! turn out to have the same key are one edge from then on (union-find on ids), so that two
-//! jobs that build the same under different names build it once.
+//! As soon as one of the edge's keys has a result in a cache, it asks no further; its keys in
+//! the caches from elsewhere it still looks up for those who need them.
+//!
+//! An edge goes through its [`Stage`]s in order, and looks at its inputs' keys only at the end
+//! of each, when all of them are as far: all at once. So what it finds follows from the graph
+//! and from what is kept, not from the order in which answers arrive, and an edge with ten
+//! thousand inputs looks at them a few times and not for each of them.
+//!
+//! An edge that is about to be carried out while another one with one of its keys is, or was,
+//! takes the other one's result: two jobs that build the same under different names build it
+//! once. Nothing but the result is shared: each edge has its own keys, inputs and failures of
+//! inputs, so no edge is ever replaced under those who know it.
 
 mod advance;
+mod caches;
 mod check;
+mod content;
 mod jobs;
 mod matching;
+mod notes;
+mod records;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
+use crate::caches::CacheKeys;
 use crate::explain::Draft;
 use crate::keys::{CacheResult, KeyId, KeyStore, Link};
 use crate::shared::JobId;
@@ -35,14 +51,39 @@ pub(crate) type VertexId = u64;
 pub(crate) type EdgeId = u64;
 pub(crate) type TaskId = u64;
 pub(crate) type RequestId = u64;
+/// A cache from elsewhere.
+pub(crate) type CacheId = u64;
 
 /// How much of an edge is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Want {
     Nothing,
+    Local,
     Fast,
     Slow,
     Complete,
+}
+
+/// Those that an edge goes through one by one, the first two of them to get there.
+const LEVELS: [Want; 4] = [Want::Local, Want::Fast, Want::Slow, Want::Complete];
+
+/// What an edge does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Looks for keys that follow from definitions.
+    Local,
+    /// The same in the caches from elsewhere.
+    Fast,
+    /// Asks the operation for its further maps.
+    Maps,
+    /// Waits for all keys of its inputs.
+    Slow,
+    /// Looks at the content of those inputs that have no known key but that.
+    Needed,
+    /// Looks at the content of the others, too.
+    Content,
+    /// Is carried out.
+    Last,
 }
 
 /// What a driver has to do.
@@ -54,6 +95,8 @@ pub(crate) enum Command<O, E> {
         vertex: VertexId,
         work: Work<O>,
     },
+    /// Begin to open a cache from elsewhere, and say how that ended.
+    Open { task: TaskId, cache: CacheId },
     /// Nobody needs the task any more. A later end of it is ignored.
     Abort { task: TaskId },
     /// A request is answered.
@@ -69,26 +112,41 @@ pub(crate) enum Command<O, E> {
     Left { vertex: VertexId, job: JobId },
     /// Nothing refers to the vertex any more.
     Forget { vertex: VertexId },
+    /// Nothing refers to the cache any more.
+    Close { cache: CacheId },
 }
 
 /// A piece of work that takes time.
 #[derive(Clone, Debug)]
 pub(crate) enum Work<O> {
-    CacheMap { index: usize },
-    ContentKey { input: usize, output: O },
-    Load { result: String },
-    Execute { inputs: Vec<O> },
+    CacheMap {
+        index: usize,
+    },
+    ContentKey {
+        input: usize,
+        output: O,
+    },
+    Load {
+        /// Where it is kept; `None` for here.
+        cache: Option<CacheId>,
+        result: String,
+    },
+    Execute {
+        inputs: Vec<O>,
+    },
 }
 
 /// How a task ended.
-#[derive(Debug)]
 pub(crate) enum Outcome<O, E> {
     CacheMap(MapInfo),
     ContentKey(Digest),
-    /// `None`: the result is gone.
-    Loaded(Option<O>),
+    /// `None`: the result is gone. With the name under which it is now kept here, if it came
+    /// from elsewhere.
+    Loaded(Option<(O, Option<CacheResult>)>),
     /// Each output, with the name under which it was kept, and what it is made of.
     Executed(Vec<(O, Option<CacheResult>)>, Option<Box<Draft>>),
+    /// `None`: the cache cannot be opened, and has nothing.
+    Opened(Option<Arc<dyn CacheKeys>>),
     Failed(E),
 }
 
@@ -104,33 +162,25 @@ pub(crate) struct MapInfo {
 /// What the core is told about a vertex.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    pub(crate) digest: Digest,
+    pub(crate) digest: Arc<str>,
     pub(crate) inputs: Vec<(VertexId, usize)>,
     pub(crate) ignore_cache: bool,
 }
 
-impl Spec {
-    /// Names the vertex: one that is to be built anew is another one.
-    fn name(&self) -> String {
-        if self.ignore_cache {
-            format!("{} anew", self.digest)
-        } else {
-            self.digest.to_string()
-        }
-    }
-}
-
-pub(crate) struct VertexState<O, E> {
+struct VertexState<O, E> {
     spec: Spec,
-    jobs: BTreeSet<JobId>,
+    /// Ordered.
+    jobs: Vec<JobId>,
+    /// Caches from elsewhere that may have it, the first one preferred.
+    caches: Vec<CacheId>,
     maps: Vec<MapInfo>,
     map_task: Option<TaskId>,
     /// For each input.
     content: Vec<Content>,
     exec: Exec<O>,
     error: Option<E>,
-    /// By output.
-    edges: BTreeMap<usize, EdgeId>,
+    /// By output, ordered.
+    edges: Vec<(usize, EdgeId)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -146,71 +196,171 @@ enum Exec<O> {
     Done(Vec<(O, Option<CacheResult>)>),
 }
 
-pub(crate) struct EdgeState<O, E> {
+struct EdgeState<O, E> {
     vertex: VertexId,
     index: usize,
     want: Want,
+    /// How far its keys are needed by those who take it.
+    keys_wanted: Want,
+    /// How far its inputs were asked for.
+    asked: Want,
+    /// How far its keys are.
     reached: Want,
-    deps: Vec<Dep>,
-    /// For each map and each input: the keys that its keys lead to.
-    matched: Vec<Vec<HashSet<KeyId>>>,
-    /// The same for those keys of the input that count ([`EdgeState::valid`]).
-    led: Vec<Vec<HashSet<KeyId>>>,
-    /// Its keys in the order in which they were found; those of inputs grow too.
-    ids: Vec<KeyId>,
-    /// Those that were come to without an input that is built anew: results that others kept
-    /// under them are this edge's. What comes of an input that is built anew is known by its
-    /// content alone, and its other keys only name what is to be kept.
-    valid: HashSet<KeyId>,
-    /// For each map: a key of its own, when none was found.
-    fresh: Vec<Option<KeyId>>,
-    /// Results that were found and not tried, the newest last.
-    records: Vec<CacheResult>,
-    tried: HashSet<String>,
+    stage: Stage,
+    queued: bool,
+    /// An input whose keys are all known leads nowhere: nothing will be found.
+    hopeless: bool,
+    /// Users saw it as found in the cache.
+    shown: bool,
+    /// How many of its vertex's caches from elsewhere it asked for.
+    caches_asked: usize,
+    /// Whether the content of all inputs is asked for of which it matters.
+    contents_asked: bool,
+    /// How many inputs are as far as each of [`LEVELS`].
+    ready: [u32; 4],
+    /// Inputs whose content it waits for: those that it needs first, and all.
+    needed: u32,
+    contents: u32,
+    deps: Box<[Dep]>,
+    /// Inputs that got further since they were looked at, from [`Stage::Slow`] on.
+    changed: Vec<u32>,
+    /// An input that failed before it gave what it was asked for.
+    doomed: Option<u32>,
+    /// Its keys in the order in which they were found.
+    ids: Vec<Key>,
+    /// How many of them each of the first three of [`LEVELS`] has, once it is reached.
+    ends: [u32; 3],
+    /// What its keys were looked up from; they are looked up again when there is more.
+    weight: u64,
+    /// For each map: the key that its inputs' keys are made to lead to.
+    own: Vec<Option<KeyId>>,
+    /// Results that were found and not tried, the best last.
+    records: Vec<Record>,
+    /// Those that turned out to be gone.
+    tried: Vec<(Option<CacheId>, String)>,
     loading: Option<TaskId>,
+    /// The edge whose result it takes.
+    follows: Option<EdgeId>,
+    followers: Vec<EdgeId>,
     result: Option<O>,
+    /// The name under which the result is kept.
+    kept: Option<CacheResult>,
     error: Option<E>,
-    /// Edges that take it as an input.
-    dependents: BTreeSet<EdgeId>,
-    requests: BTreeSet<RequestId>,
+    /// Edges that take it as an input, and as which; some may be gone.
+    dependents: Vec<(EdgeId, u32)>,
+    /// How many of those are gone.
+    gone: usize,
+    requests: Vec<RequestId>,
 }
 
-/// An input of an edge, and how far its keys were looked at.
+/// A key of an edge.
+#[derive(Clone, Debug)]
+struct Key {
+    id: KeyId,
+    /// Whether it was come to without an input that is built anew: results that others kept
+    /// under it are this edge's. What comes of an input that is built anew is known by its
+    /// content alone, and its other keys only name what is to be kept.
+    valid: bool,
+}
+
+/// An input of an edge.
 struct Dep {
     edge: EdgeId,
-    /// For each map: the edge that the keys are of, and how many of them were looked at, of
-    /// all and of those that count.
-    seen: Vec<(EdgeId, usize, usize)>,
-    /// For each map: whether the key from content was looked at.
-    content_seen: Vec<bool>,
+    /// How far its keys were when it last said so, and whether it had its result.
+    seen: Want,
+    complete: bool,
+    /// No key that it has, its content left out, leads anywhere.
+    nowhere: bool,
+    /// Its content is asked for; it was looked at.
+    content_asked: bool,
+    content_seen: bool,
+    /// It is one of those whose content is looked at first.
+    needed: bool,
+}
+
+impl Dep {
+    /// Whether it is that far.
+    fn is(&self, want: Want) -> bool {
+        match want {
+            Want::Complete => self.complete,
+            want => self.seen >= want,
+        }
+    }
+}
+
+/// A result that was found.
+struct Record {
+    /// Where; `None` for here.
+    cache: Option<CacheId>,
+    /// 0 for here, then the caches in their order.
+    rank: usize,
+    result: CacheResult,
+}
+
+/// A key that edges have now.
+#[derive(Default)]
+struct KeyState {
+    holders: u32,
+    /// Nothing that is kept here led to it.
+    foreign: bool,
+    /// What leads to it and is not kept.
+    links: Vec<(KeyId, Arc<Link>)>,
+    /// The edge that is or was carried out, or was loaded, and has it.
+    claim: Option<EdgeId>,
 }
 
 enum Task {
     CacheMap(VertexId),
     ContentKey(VertexId, usize),
-    Load(EdgeId, CacheResult),
+    Load(EdgeId, Record),
     Execute(VertexId),
+    Open(CacheId),
+}
+
+#[derive(Default)]
+struct JobState {
+    vertices: Vec<VertexId>,
+    requests: HashSet<RequestId>,
+}
+
+/// A cache from elsewhere.
+struct CacheState {
+    /// Vertices that may be in it.
+    users: usize,
+    task: Option<TaskId>,
+    /// `Some(None)`: it cannot be opened.
+    open: Option<Option<Arc<dyn CacheKeys>>>,
+    waiting: Vec<EdgeId>,
+}
+
+/// What to say of what the core finds out by itself.
+pub(crate) struct Errors<E> {
+    /// A vertex, by its digest, does not have an output: which one, and how many it has.
+    pub(crate) missing: fn(&str, usize, usize) -> E,
+    /// Somebody waits and nothing runs; with all that is known.
+    pub(crate) stuck: fn(String) -> E,
 }
 
 pub(crate) struct Core<O, E> {
     keys: Arc<dyn KeyStore>,
-    vertices: BTreeMap<VertexId, VertexState<O, E>>,
-    by_digest: HashMap<String, VertexId>,
-    edges: BTreeMap<EdgeId, EdgeState<O, E>>,
-    /// Where a merged edge went.
-    merged: HashMap<EdgeId, EdgeId>,
-    by_key: HashMap<KeyId, EdgeId>,
-    /// Links to keys that nothing was kept under yet.
-    pending: HashMap<(KeyId, Link), BTreeSet<KeyId>>,
-    pending_of: HashMap<KeyId, Links>,
-    tasks: BTreeMap<TaskId, Task>,
+    vertices: HashMap<VertexId, Box<VertexState<O, E>>>,
+    by_digest: HashMap<Arc<str>, VertexId>,
+    /// Those that are to be built anew are others.
+    by_digest_anew: HashMap<Arc<str>, VertexId>,
+    edges: HashMap<EdgeId, Box<EdgeState<O, E>>>,
+    known: HashMap<KeyId, KeyState>,
+    /// Links that are not kept, of [`KeyState::links`].
+    pending: HashMap<(KeyId, Arc<Link>), Vec<KeyId>>,
+    caches: HashMap<CacheId, CacheState>,
+    tasks: HashMap<TaskId, Task>,
+    jobs: HashMap<JobId, JobState>,
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
     queue: VecDeque<EdgeId>,
-    queued: HashSet<EdgeId>,
     commands: Vec<Command<O, E>>,
     next: u64,
-    /// What to say of an output that a vertex does not have.
-    missing: Missing<E>,
+    /// How many vertices and edges have failed and were not forgiven.
+    failures: usize,
+    errors: Errors<E>,
     /// What the vertex is made of that was carried out just now: kept with its keys, and not
     /// held any longer.
     draft: Option<(VertexId, Box<Draft>)>,
@@ -220,32 +370,30 @@ pub(crate) struct Core<O, E> {
 pub(crate) struct InputState {
     pub(crate) vertex: VertexId,
     pub(crate) keys: Vec<KeyId>,
-    /// Whether any of the keys counts ([`EdgeState::valid`]).
+    /// Whether any of the keys counts ([`Key::valid`]).
     pub(crate) counts: bool,
     pub(crate) content: Option<KeyId>,
 }
 
-pub(crate) type Missing<E> = Box<dyn Fn(&Digest, usize, usize) -> E + Send>;
-type Links = Vec<(KeyId, Link)>;
-
 impl<O: Clone, E: Clone> Core<O, E> {
-    pub(crate) fn new(keys: Arc<dyn KeyStore>, missing: Missing<E>) -> Self {
+    pub(crate) fn new(keys: Arc<dyn KeyStore>, errors: Errors<E>) -> Self {
         Self {
             keys,
-            vertices: BTreeMap::new(),
+            vertices: HashMap::new(),
             by_digest: HashMap::new(),
-            edges: BTreeMap::new(),
-            merged: HashMap::new(),
-            by_key: HashMap::new(),
+            by_digest_anew: HashMap::new(),
+            edges: HashMap::new(),
+            known: HashMap::new(),
             pending: HashMap::new(),
-            pending_of: HashMap::new(),
-            tasks: BTreeMap::new(),
+            caches: HashMap::new(),
+            tasks: HashMap::new(),
+            jobs: HashMap::new(),
             requests: BTreeMap::new(),
             queue: VecDeque::new(),
-            queued: HashSet::new(),
             commands: Vec::new(),
             next: 1,
-            missing,
+            failures: 0,
+            errors,
             draft: None,
         }
     }
@@ -253,14 +401,6 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
-    }
-
-    /// The edge that `edge` is now.
-    fn find(&self, mut edge: EdgeId) -> EdgeId {
-        while let Some(next) = self.merged.get(&edge) {
-            edge = *next;
-        }
-        edge
     }
 
     fn edge(&self, id: EdgeId) -> &EdgeState<O, E> {
@@ -287,24 +427,18 @@ impl<O: Clone, E: Clone> Core<O, E> {
             .expect("vertices live as long as their edges")
     }
 
-    fn enqueue(&mut self, edge: EdgeId) {
-        if self.queued.insert(edge) {
-            self.queue.push_back(edge);
-        }
-    }
-
-    fn enqueue_dependents(&mut self, edge: EdgeId) {
-        let dependents: Vec<_> = self.edge(edge).dependents.iter().copied().collect();
-        for dependent in dependents {
-            let dependent = self.find(dependent);
-            self.enqueue(dependent);
+    fn enqueue(&mut self, id: EdgeId) {
+        if let Some(edge) = self.edges.get_mut(&id)
+            && !edge.queued
+        {
+            edge.queued = true;
+            self.queue.push_back(id);
         }
     }
 
     fn enqueue_vertex(&mut self, vertex: VertexId) {
-        let edges: Vec<_> = self.vertex(vertex).edges.values().copied().collect();
-        for edge in edges {
-            let edge = self.find(edge);
+        for place in 0..self.vertex(vertex).edges.len() {
+            let (_, edge) = self.vertex(vertex).edges[place];
             self.enqueue(edge);
         }
     }
@@ -328,13 +462,14 @@ impl<O: Clone, E: Clone> Core<O, E> {
 
     /// Does all that can be done now, and returns what the driver has to do.
     fn settle(&mut self) -> Vec<Command<O, E>> {
-        while let Some(edge) = self.queue.pop_front() {
-            self.queued.remove(&edge);
-            if self.edges.contains_key(&edge) && !self.merged.contains_key(&edge) {
-                self.advance(edge);
+        while let Some(id) = self.queue.pop_front() {
+            // One that was forgotten meanwhile is not there.
+            if let Some(edge) = self.edges.get_mut(&id) {
+                edge.queued = false;
+                self.advance(id);
             }
         }
-        self.check();
+        self.release_stuck();
         std::mem::take(&mut self.commands)
     }
 }

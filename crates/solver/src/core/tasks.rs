@@ -1,11 +1,15 @@
 //! How tasks end.
 
-use super::{Command, Content, Core, EdgeId, Exec, Outcome, Task, TaskId, VertexId};
+use super::{Content, Core, Exec, Outcome, Stage, Task, TaskId};
 use crate::keys::KeyId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
     /// A task ended. One that was aborted is ignored.
-    pub(crate) fn done(&mut self, task: TaskId, outcome: Outcome<O, E>) -> Vec<Command<O, E>> {
+    pub(crate) fn done(
+        &mut self,
+        task: TaskId,
+        outcome: Outcome<O, E>,
+    ) -> Vec<super::Command<O, E>> {
         let Some(kind) = self.tasks.remove(&task) else {
             return Vec::new();
         };
@@ -21,77 +25,51 @@ impl<O: Clone, E: Clone> Core<O, E> {
             (Task::ContentKey(vertex, input), Outcome::ContentKey(digest)) => {
                 let key = KeyId::root(&digest, -1);
                 self.vertex_mut(vertex).content[input] = Content::Known(key);
+                let place = u32::try_from(input).unwrap_or(u32::MAX);
+                for edge in 0..self.vertex(vertex).edges.len() {
+                    let (_, edge) = self.vertex(vertex).edges[edge];
+                    let edge = self.edge_mut(edge);
+                    if edge.stage >= Stage::Slow && edge.result.is_none() {
+                        edge.changed.push(place);
+                    }
+                }
                 self.enqueue_vertex(vertex);
             }
             (Task::Load(edge, record), Outcome::Loaded(output)) => {
-                self.edge_mut(edge).loading = None;
-                match output {
-                    Some(output) => {
-                        self.show_cached(edge);
-                        self.complete(edge, output);
-                    }
-                    None => {
-                        self.keys.release(&record.id);
-                        self.enqueue(edge);
-                    }
-                }
+                self.loaded(edge, record, output);
             }
             (Task::Execute(vertex), Outcome::Executed(outputs, draft)) => {
                 self.vertex_mut(vertex).exec = Exec::Done(outputs);
                 self.draft = draft.map(|draft| (vertex, draft));
                 self.enqueue_vertex(vertex);
             }
-            (Task::Load(edge, _), Outcome::Failed(error)) => {
+            (Task::Open(cache), Outcome::Opened(keys)) => self.opened(cache, keys),
+            // A cache that cannot be opened has nothing.
+            (Task::Open(cache), Outcome::Failed(_)) => self.opened(cache, None),
+            // A result that cannot be loaded is as good as none, but may be there another time.
+            (Task::Load(edge, _), Outcome::Failed(_)) => {
                 self.edge_mut(edge).loading = None;
-                self.fail(edge, error);
+                self.enqueue(edge);
             }
-            (kind, Outcome::Failed(error)) => self.fail_vertex(kind, error),
-            (..) => debug_assert!(false, "a task ends with what it was started for"),
+            (Task::CacheMap(vertex), Outcome::Failed(error)) => {
+                self.vertex_mut(vertex).map_task = None;
+                self.fail_vertex(vertex, error);
+            }
+            (Task::ContentKey(vertex, input), Outcome::Failed(error)) => {
+                self.vertex_mut(vertex).content[input] = Content::Unknown;
+                self.fail_vertex(vertex, error);
+            }
+            (Task::Execute(vertex), Outcome::Failed(error)) => {
+                self.vertex_mut(vertex).exec = Exec::Idle;
+                self.fail_vertex(vertex, error);
+            }
+            (kind, _) => {
+                debug_assert!(false, "a task ends with what it was started for");
+                self.tasks.insert(task, kind);
+            }
         }
         let commands = self.settle();
         self.draft = None;
         commands
-    }
-
-    /// What was found in the cache, and what led to it and is in the cache too: users see all of
-    /// it as cached, although only the last one was loaded, inputs before those who take them.
-    fn show_cached(&mut self, edge: EdgeId) {
-        let mut open = vec![edge];
-        let mut seen = std::collections::HashSet::new();
-        // Inputs are added before those who take them: their numbers are lower.
-        let mut found = std::collections::BTreeSet::new();
-        while let Some(id) = open.pop() {
-            let id = self.find(id);
-            if !seen.insert(id) {
-                continue;
-            }
-            let state = self.edge(id);
-            if id == edge || (state.result.is_none() && !state.records.is_empty()) {
-                found.insert(state.vertex);
-                open.extend(state.deps.iter().map(|dep| dep.edge));
-            }
-        }
-        let shown = found.into_iter().map(|vertex| Command::Cached { vertex });
-        self.commands.extend(shown);
-    }
-
-    fn fail_vertex(&mut self, kind: Task, error: E) {
-        let vertex: VertexId = match kind {
-            Task::CacheMap(vertex) => {
-                self.vertex_mut(vertex).map_task = None;
-                vertex
-            }
-            Task::ContentKey(vertex, input) => {
-                self.vertex_mut(vertex).content[input] = Content::Unknown;
-                vertex
-            }
-            Task::Execute(vertex) => {
-                self.vertex_mut(vertex).exec = Exec::Idle;
-                vertex
-            }
-            Task::Load(..) => return,
-        };
-        self.vertex_mut(vertex).error = Some(error);
-        self.enqueue_vertex(vertex);
     }
 }

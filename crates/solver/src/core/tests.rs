@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)]
 //! The core against a world in which events come in any order.
 
+mod simulate;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,8 +11,9 @@ use oci_spec::image::Digest;
 use proptest::prelude::*;
 use sha2::Digest as _;
 
-use super::{Command, Core, MapInfo, Outcome, Spec, TaskId, VertexId, Work};
-use crate::keys::{CacheResult, KeyStore, MemoryKeyStore};
+use super::{Command, Core, Errors, MapInfo, Outcome, Spec, TaskId, VertexId, Work};
+use crate::keys::{CacheResult, KeyStore};
+use crate::memory::MemoryKeyStore;
 
 fn digest(text: &str) -> Digest {
     let hash = hex::encode(sha2::Sha256::digest(text.as_bytes()));
@@ -61,6 +64,13 @@ fn graphs(max: usize) -> impl Strategy<Value = Vec<Node>> {
     })
 }
 
+fn errors() -> Errors<String> {
+    Errors {
+        missing: |_, _, _| "no such output".into(),
+        stuck: |state| panic!("stuck: {state}"),
+    }
+}
+
 /// Carries out what the core asks for, one task at a time, in an order of its own.
 struct World {
     core: Core<String, String>,
@@ -77,7 +87,7 @@ impl World {
     fn new(keys: Arc<MemoryKeyStore>, kept: HashMap<String, String>, order: u64) -> Self {
         let keys: Arc<dyn KeyStore> = keys;
         Self {
-            core: Core::new(keys, Box::new(|_, _, _| "no such output".into())),
+            core: Core::new(keys, errors()),
             order,
             nodes: HashMap::new(),
             open: BTreeMap::new(),
@@ -110,11 +120,11 @@ impl World {
             let name = format!("{salt} {node:?} {inputs}");
             digests.push(digest(&name));
             let spec = Spec {
-                digest: digest(&name),
+                digest: digest(&name).as_ref().into(),
                 inputs: node.inputs.iter().map(|input| (ids[*input], 0)).collect(),
                 ignore_cache: node.anew,
             };
-            let id = self.core.add(job, spec);
+            let id = self.core.add(job, spec, &[]);
             self.nodes.insert(id, node.clone());
             ids.push(id);
         }
@@ -123,6 +133,7 @@ impl World {
     }
 
     fn take(&mut self, commands: Vec<Command<String, String>>) {
+        self.core.check();
         for command in commands {
             match command {
                 Command::Start { task, vertex, work } => {
@@ -155,7 +166,9 @@ impl World {
                 last: index + 1 >= node.maps,
             }),
             Work::ContentKey { output, .. } => Outcome::ContentKey(digest(&output)),
-            Work::Load { result } => Outcome::Loaded(self.kept.get(&result).cloned()),
+            Work::Load { result, .. } => {
+                Outcome::Loaded(self.kept.get(&result).map(|output| (output.clone(), None)))
+            }
             Work::Execute { .. } if node.fails => Outcome::Failed("failed".into()),
             Work::Execute { inputs } => {
                 let output = evaluate(&node, &inputs);

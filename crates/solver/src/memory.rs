@@ -1,0 +1,383 @@
+//! Keys in memory.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::mem::take;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::caches::CacheKeys;
+use crate::explain::{Journal, MemoryJournal};
+use crate::keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
+
+/// So many links of a key are followed when another one went, to see whether they lead to a
+/// result.
+const FEW: usize = 4;
+
+/// Keeps keys in memory: about 700 bytes for one with one link and one result.
+#[derive(Default)]
+pub struct MemoryKeyStore {
+    inner: Mutex<Inner>,
+    journal: Option<Arc<MemoryJournal>>,
+}
+
+#[derive(Clone, Default)]
+struct Inner {
+    nodes: HashMap<KeyId, Node>,
+    links: HashMap<(KeyId, Arc<str>), Vec<KeyId>>,
+    /// The keys that each result hangs on.
+    owners: HashMap<Arc<str>, Vec<KeyId>>,
+}
+
+/// What is known of a key.
+#[derive(Clone, Default)]
+struct Node {
+    results: Vec<CacheResult>,
+    /// What leads to it.
+    back: Vec<(KeyId, Arc<str>)>,
+    /// The links that lead away from it.
+    out: HashSet<Arc<str>>,
+}
+
+impl Node {
+    fn is_bare(&self) -> bool {
+        self.results.is_empty() && self.out.is_empty()
+    }
+}
+
+impl MemoryKeyStore {
+    /// One that also keeps what results were made of, to explain what is not found.
+    pub fn with_journal() -> Self {
+        Self {
+            journal: Some(Arc::default()),
+            ..Self::default()
+        }
+    }
+
+    /// Forgets a result that something took away: `by` names it in explanations.
+    pub fn prune(&self, result: &str, by: &str) {
+        let forgotten = self.forget(result);
+        for key in &forgotten.keys {
+            if let Some(journal) = &self.journal {
+                journal.pruned(key, by);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another store with the same in it.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            inner: Mutex::new(self.lock().clone()),
+            journal: None,
+        }
+    }
+
+    /// Another store with the same under other names, but for what follows from digests.
+    #[cfg(test)]
+    pub(crate) fn renamed(&self, prefix: &str) -> Self {
+        let name = |id: &KeyId| match id.as_str().starts_with("sha256:") {
+            true => id.clone(),
+            false => KeyId::new(&format!("{prefix}{}", id.as_str())),
+        };
+        let mut inner = Inner::default();
+        let old = self.lock();
+        for ((from, link), targets) in &old.links {
+            for target in targets {
+                inner.link(name(from), link.clone(), name(target));
+            }
+        }
+        for (id, node) in &old.nodes {
+            for result in &node.results {
+                inner.result(name(id), result.clone());
+            }
+        }
+        Self {
+            inner: Mutex::new(inner),
+            journal: None,
+        }
+    }
+
+    /// Takes a link in the form that [`Link::to_text`] gives; for loading what was kept.
+    pub fn load_link(&self, from: KeyId, link: String, to: KeyId) {
+        self.lock().link(from, link.into(), to);
+    }
+
+    /// Takes a result; for loading what was kept.
+    pub fn load_result(&self, id: KeyId, result: CacheResult) {
+        self.lock().result(id, result);
+    }
+
+    /// Whether nothing hangs on `id` and nothing leads from it: it may be forgotten.
+    pub fn is_bare(&self, id: &KeyId) -> bool {
+        self.lock().nodes.get(id).is_none_or(Node::is_bare)
+    }
+
+    /// Forgets a result, with the keys that then lead to no result any more. Returns what was
+    /// forgotten: the keys that the result hung on, and the links.
+    pub fn forget(&self, result: &str) -> Forgotten {
+        self.lock().forget(result)
+    }
+
+    /// The names of all results.
+    pub fn all_results(&self) -> Vec<String> {
+        self.lock().owners.keys().map(|id| id.to_string()).collect()
+    }
+}
+
+/// What [`MemoryKeyStore::forget`] took out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The keys that the result hung on.
+    pub keys: Vec<KeyId>,
+    /// The links: from, how, to.
+    pub links: Vec<(KeyId, String, KeyId)>,
+}
+
+/// One more, where there is mostly one and seldom more: no room is made ahead for the first.
+fn push<T>(list: &mut Vec<T>, value: T) {
+    if list.is_empty() {
+        list.reserve_exact(1);
+    }
+    list.push(value);
+}
+
+impl Inner {
+    fn link(&mut self, from: KeyId, link: Arc<str>, to: KeyId) {
+        let end = (from.clone(), link.clone());
+        let targets = match self.links.entry(end.clone()) {
+            Entry::Occupied(entry) => {
+                if entry.get().contains(&to) {
+                    return;
+                }
+                entry.into_mut()
+            }
+            Entry::Vacant(entry) => {
+                self.nodes.entry(from).or_default().out.insert(link);
+                entry.insert(Vec::new())
+            }
+        };
+        push(targets, to.clone());
+        push(&mut self.nodes.entry(to).or_default().back, end);
+    }
+
+    fn result(&mut self, id: KeyId, result: CacheResult) {
+        let node = self.nodes.entry(id.clone()).or_default();
+        match node.results.iter_mut().find(|known| known.id == result.id) {
+            Some(known) => *known = result,
+            None => {
+                let owners = self.owners.entry(result.id.as_str().into());
+                push(owners.or_default(), id);
+                push(&mut node.results, result);
+            }
+        }
+    }
+
+    fn forget(&mut self, result: &str) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        for id in self.owners.remove(result).unwrap_or_default() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.results.retain(|known| known.id != result);
+            }
+            forgotten.keys.push(id);
+        }
+        let mut open = forgotten.keys.clone();
+        while let Some(id) = open.pop() {
+            for key in self.without_results(&id) {
+                let Some(node) = self.nodes.get_mut(&key) else {
+                    continue;
+                };
+                for end in take(&mut node.back) {
+                    self.unlink(end, &key, &mut open, &mut forgotten);
+                }
+                if self.nodes.get(&key).is_some_and(Node::is_bare) {
+                    self.nodes.remove(&key);
+                }
+            }
+        }
+        forgotten
+    }
+
+    /// The key and those it leads to, if no result is among them: keys may lead in circles, as
+    /// when an operation changes nothing of its input.
+    fn without_results(&self, id: &KeyId) -> Vec<KeyId> {
+        let mut all = vec![id.clone()];
+        let mut seen: HashSet<KeyId> = all.iter().cloned().collect();
+        let mut next = 0;
+        while let Some(key) = all.get(next).cloned() {
+            next += 1;
+            let Some(node) = self.nodes.get(&key) else {
+                continue;
+            };
+            if !node.results.is_empty() {
+                return Vec::new();
+            }
+            for link in &node.out {
+                let targets = self.links.get(&(key.clone(), link.clone()));
+                for target in targets.into_iter().flatten() {
+                    if seen.insert(target.clone()) {
+                        all.push(target.clone());
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn unlink(
+        &mut self,
+        end: (KeyId, Arc<str>),
+        to: &KeyId,
+        open: &mut Vec<KeyId>,
+        forgotten: &mut Forgotten,
+    ) {
+        if let Some(targets) = self.links.get_mut(&end) {
+            targets.retain(|target| target != to);
+            if targets.is_empty() {
+                self.links.remove(&end);
+                if let Some(node) = self.nodes.get_mut(&end.0) {
+                    node.out.remove(&end.1);
+                    // With few links left they may all lead in circles.
+                    if node.results.is_empty() && node.out.len() <= FEW {
+                        open.push(end.0.clone());
+                    }
+                }
+            }
+        }
+        let (from, link) = end;
+        forgotten.links.push((from, link.to_string(), to.clone()));
+    }
+}
+
+impl KeyStore for MemoryKeyStore {
+    fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId> {
+        let inner = self.lock();
+        if inner.nodes.get(from).is_none_or(|node| node.out.is_empty()) {
+            return Vec::new();
+        }
+        let found = inner.links.get(&(from.clone(), link.to_text().into()));
+        found.cloned().unwrap_or_default()
+    }
+
+    fn results(&self, id: &KeyId) -> Vec<CacheResult> {
+        let inner = self.lock();
+        let node = inner.nodes.get(id);
+        node.map(|node| node.results.clone()).unwrap_or_default()
+    }
+
+    fn add(&self, entry: KeyEntry) {
+        if let (Some(journal), Some(noted)) = (&self.journal, &entry.noted) {
+            journal.add(&entry.id, noted);
+        }
+        let mut inner = self.lock();
+        for (from, link) in entry.links {
+            inner.link(from, link.to_text().into(), entry.id.clone());
+        }
+        inner.result(entry.id, entry.result);
+    }
+
+    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+        let mut inner = self.lock();
+        for (from, link) in links {
+            inner.link(from, link.to_text().into(), id.clone());
+        }
+    }
+
+    fn release(&self, result: &str) {
+        self.forget(result);
+    }
+
+    fn journal(&self) -> Option<Arc<dyn Journal>> {
+        let journal = self.journal.clone()?;
+        Some(journal)
+    }
+}
+
+impl CacheKeys for MemoryKeyStore {
+    fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId> {
+        KeyStore::links(self, from, link)
+    }
+
+    fn results(&self, id: &KeyId) -> Vec<CacheResult> {
+        KeyStore::results(self, id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::Digest;
+
+    fn digest(letter: char) -> Digest {
+        format!("sha256:{}", letter.to_string().repeat(64))
+            .parse()
+            .unwrap()
+    }
+
+    fn link() -> Arc<Link> {
+        Arc::new(Link {
+            input: 0,
+            output: 0,
+            digest: digest('b'),
+            selector: None,
+        })
+    }
+
+    fn result(id: &str) -> CacheResult {
+        CacheResult {
+            id: id.into(),
+            created_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn entry(id: &KeyId, from: &[&KeyId], name: &str) -> KeyEntry {
+        KeyEntry {
+            id: id.clone(),
+            links: from.iter().map(|from| ((*from).clone(), link())).collect(),
+            result: result(name),
+            noted: None,
+        }
+    }
+
+    fn is_empty(store: &MemoryKeyStore) -> bool {
+        let inner = store.lock();
+        inner.nodes.is_empty() && inner.links.is_empty() && inner.owners.is_empty()
+    }
+
+    #[test]
+    fn a_result_that_goes_takes_the_keys_that_only_led_to_it() {
+        let store = MemoryKeyStore::default();
+        let (a, b) = (KeyId::root(&digest('a'), 0), KeyId::new("b"));
+        store.add(entry(&a, &[], "one"));
+        store.add(entry(&b, &[&a], "two"));
+        let found = || KeyStore::links(&store, &a, &link());
+        assert_eq!(found(), std::slice::from_ref(&b));
+        store.release("one");
+        assert_eq!(found(), std::slice::from_ref(&b), "still leads to two");
+        store.release("two");
+        assert_eq!(found(), []);
+        assert!(store.is_bare(&a) && store.is_bare(&b));
+        assert!(is_empty(&store));
+    }
+
+    #[test]
+    fn keys_that_lead_in_circles_go_too() {
+        let store = MemoryKeyStore::default();
+        let key = |name: &str| KeyId::new(name);
+        let (a, b, c) = (key("a"), key("b"), key("c"));
+        store.add(entry(&a, &[&a, &c], "one"));
+        store.connect(&b, vec![(a.clone(), link())]);
+        store.connect(&c, vec![(b.clone(), link())]);
+        store.add(entry(&c, &[&b], "two"));
+        store.release("one");
+        assert_eq!(KeyStore::links(&store, &a, &link()).len(), 2, "to two");
+        store.release("two");
+        assert!(is_empty(&store));
+    }
+}
