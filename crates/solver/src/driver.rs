@@ -1,19 +1,18 @@
 //! The one task that drives the core: it starts what the core asks for, and tells it how that
 //! ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use cooper_progress::{Sink, VertexProgress};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use crate::core::{
-    CacheId, Command, Core, Errors, MapInfo, Outcome, RequestId, Spec, TaskId, VertexId, Work,
+    ByNumber, CacheId, Command, Core, Errors, Outcome, RequestId, Spec, TaskId, VertexId, Work,
 };
-use crate::explain::{self, Draft, Journal, Miss, MissInput};
-use crate::keys::CacheResult;
+use crate::explain::{Journal, Miss, MissInput};
+use crate::runner::{Runner, describe, failure};
 use crate::shared::{Explained, Fan, JobId, Shared};
 use crate::{
     CacheMap, CacheSource, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig,
@@ -49,44 +48,52 @@ pub(crate) enum Message<D: Domain> {
 
 /// A job: what operations may ask it for, and who listens.
 type Member<D> = (Arc<<D as Domain>::Job>, Arc<dyn Sink>, Arc<Explained>);
-type CoreOf<D> = Core<<D as Domain>::Output, SolveError>;
-type OutcomeOf<D> = Outcome<<D as Domain>::Output, SolveError>;
+/// Failures are shared, not copied.
+pub(crate) type Failure = Arc<SolveError>;
+type CoreOf<D> = Core<<D as Domain>::Output, Failure>;
+pub(crate) type OutcomeOf<D> = Outcome<<D as Domain>::Output, Failure>;
 
 /// How a task ended, and the map that it computed.
-type Ended<D> = (OutcomeOf<D>, Option<Arc<CacheMap<D>>>);
+pub(crate) type Ended<D> = (OutcomeOf<D>, Option<Arc<CacheMap<D>>>);
+
+/// How many maps are computed at the same time, of vertices with inputs.
+const MAPS: usize = 128;
 
 pub(crate) struct Driver<D: Domain> {
     core: CoreOf<D>,
     results: Arc<dyn ResultStore<D>>,
     journal: Option<Arc<dyn Journal>>,
     jobs: HashMap<JobId, Member<D>>,
-    vertices: HashMap<VertexId, Entry<D>>,
+    vertices: ByNumber<Entry<D>>,
     caches: HashMap<CacheId, Arc<dyn CacheSource<D>>>,
     cache_names: HashMap<String, CacheId>,
     next_cache: CacheId,
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
     tasks: JoinSet<Ended<D>>,
     running: HashMap<Id, TaskId>,
-    handles: HashMap<TaskId, (AbortHandle, Option<VertexId>)>,
+    handles: ByNumber<(AbortHandle, Option<VertexId>)>,
+    /// Maps that are computed now, of vertices with inputs.
+    mapping: HashSet<TaskId>,
+    /// Those that wait until there are fewer; some may be given up.
+    unmapped: VecDeque<(TaskId, VertexId, usize)>,
 }
 
 struct Entry<D: Domain> {
     shared: Arc<Shared<D>>,
-    /// The first one, which says how content is looked at.
+    /// The first one, which says how content is looked at; only when it is needed.
     map: Option<Arc<CacheMap<D>>>,
 }
 
 impl<D: Domain> Driver<D> {
     pub(crate) fn new(config: SolverConfig<D>) -> Self {
         let errors = Errors {
-            missing: |digest, index, count| SolveError::NoOutput {
-                name: digest.to_owned(),
-                index,
-                count,
+            missing: |digest, index, count| {
+                let name = digest.to_owned();
+                Arc::new(SolveError::NoOutput { name, index, count })
             },
             stuck: |state| {
                 tracing::error!(state, "a build waits for nothing");
-                SolveError::Stuck
+                Arc::new(SolveError::Stuck)
             },
         };
         Self {
@@ -94,14 +101,16 @@ impl<D: Domain> Driver<D> {
             core: Core::new(config.keys, errors),
             results: config.results,
             jobs: HashMap::new(),
-            vertices: HashMap::new(),
+            vertices: ByNumber::default(),
             caches: HashMap::new(),
             cache_names: HashMap::new(),
             next_cache: 0,
             replies: HashMap::new(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
-            handles: HashMap::new(),
+            handles: ByNumber::default(),
+            mapping: HashSet::new(),
+            unmapped: VecDeque::new(),
         }
     }
 
@@ -209,14 +218,20 @@ impl<D: Domain> Driver<D> {
         self.next_cache
     }
 
-    fn carry_out(&mut self, commands: Vec<Command<D::Output, SolveError>>) {
+    fn carry_out(&mut self, commands: Vec<Command<D::Output, Failure>>) {
         for command in commands {
             match command {
+                Command::Start {
+                    task,
+                    vertex,
+                    work: Work::CacheMap { index },
+                } if self.has_inputs(vertex) => self.unmapped.push_back((task, vertex, index)),
                 Command::Start { task, vertex, work } => self.start(task, vertex, work),
                 Command::Abort { task } => {
                     if let Some((handle, _)) = self.handles.remove(&task) {
                         handle.abort();
                     }
+                    self.mapping.remove(&task);
                 }
                 Command::Open { task, cache } => self.open(task, cache),
                 Command::Close { cache } => {
@@ -257,13 +272,36 @@ impl<D: Domain> Driver<D> {
                 }
             }
         }
+        self.compute_maps();
+    }
+
+    fn has_inputs(&self, vertex: VertexId) -> bool {
+        let entry = self.vertices.get(&vertex);
+        entry.is_some_and(|entry| !entry.shared.vertex.inputs.is_empty())
+    }
+
+    /// Begins to compute maps that wait. A graph asks for those of all its vertices at once, and
+    /// a task takes more memory than a vertex. Sources wait for nobody: they look far away.
+    fn compute_maps(&mut self) {
+        while self.mapping.len() < MAPS
+            && let Some((task, vertex, index)) = self.unmapped.pop_front()
+        {
+            if self.core.runs(task) {
+                self.mapping.insert(task);
+                self.start(task, vertex, Work::CacheMap { index });
+            }
+        }
+        if self.unmapped.is_empty() {
+            self.unmapped = VecDeque::new();
+        }
     }
 
     /// The core knows a vertex by its digest, users by its name.
-    fn named(&self, error: SolveError) -> SolveError {
-        let SolveError::NoOutput { name, index, count } = error else {
-            return error;
+    fn named(&self, error: Failure) -> SolveError {
+        let SolveError::NoOutput { name, index, count } = &*error else {
+            return (*error).clone();
         };
+        let (name, index, count) = (name.clone(), *index, *count);
         let vertices = self.vertices.values().map(|entry| &entry.shared.vertex);
         let mut named = vertices.filter(|vertex| vertex.digest.as_ref() == name);
         let name = named.next().map_or(name, |vertex| vertex.name.clone());
@@ -363,6 +401,7 @@ impl<D: Domain> Driver<D> {
         let Some((_, vertex)) = self.handles.remove(&task) else {
             return; // Aborted.
         };
+        self.mapping.remove(&task);
         let entry = vertex.and_then(|vertex| self.vertices.get_mut(&vertex));
         let (outcome, map) = match (outcome, &entry) {
             (Some(outcome), _) => outcome,
@@ -373,13 +412,18 @@ impl<D: Domain> Driver<D> {
             }
             (None, None) => (Outcome::Opened(None), None),
         };
+        let journal = self.journal.is_some();
         let made = matches!(outcome, Outcome::Executed(..));
         let made = entry.and_then(|entry| {
             if let Some(map) = &map {
                 entry.shared.note_operation(&map.digest);
             }
             // The first one says how content is looked at.
-            entry.map = entry.map.take().or(map);
+            let needed = map.filter(|map| {
+                let mut deps = map.deps.iter();
+                journal || deps.any(|dep| dep.content.is_some())
+            });
+            entry.map = entry.map.take().or(needed);
             made.then(|| entry.shared.clone())
         });
         let commands = self.core.done(task, outcome);
@@ -390,172 +434,4 @@ impl<D: Domain> Driver<D> {
         }
         self.carry_out(commands);
     }
-}
-
-fn failure<D: Domain>(shared: &Shared<D>, error: OpError) -> SolveError {
-    SolveError::Op {
-        vertex: shared.vertex.digest.clone(),
-        name: shared.vertex.name.clone(),
-        source: error.inner().clone(),
-    }
-}
-
-/// One task.
-struct Runner<D: Domain> {
-    cx: OpContext<D>,
-    map: Option<Arc<CacheMap<D>>>,
-    results: Arc<dyn ResultStore<D>>,
-    /// Where the result is that is to be loaded, if not here.
-    cache: Option<Arc<dyn CacheSource<D>>>,
-    journal: Option<Arc<dyn Journal>>,
-    /// What is to be explained.
-    miss: Option<Miss>,
-}
-
-impl<D: Domain> Runner<D> {
-    async fn run(self, work: Work<D::Output>) -> Ended<D> {
-        let shared = self.cx.shared.clone();
-        let result = match work {
-            Work::CacheMap { index } => match self.cache_map(index).await {
-                Ok((outcome, map)) => return (outcome, Some(map)),
-                Err(error) => Err(error),
-            },
-            Work::ContentKey { input, output } => self.content_key(input, output).await,
-            Work::Load { cache, result } => Ok(self.load(cache.is_some(), &result).await),
-            Work::Execute { inputs } => self.execute(inputs).await,
-        };
-        let outcome = result.unwrap_or_else(|error| Outcome::Failed(failure(&shared, error)));
-        (outcome, None)
-    }
-
-    /// What comes from elsewhere is kept here.
-    async fn load(self, elsewhere: bool, id: &str) -> OutcomeOf<D> {
-        if !elsewhere {
-            let found = self.results.load(id).await;
-            return Outcome::Loaded(found.map(|output| (output, None)));
-        }
-        let Some(cache) = &self.cache else {
-            return Outcome::Loaded(None);
-        };
-        let Some(output) = cache.load(id).await else {
-            return Outcome::Loaded(None);
-        };
-        let kept = self.results.save(&output).await;
-        let kept = kept.map(|id| CacheResult {
-            id,
-            created_at: SystemTime::now(),
-        });
-        Outcome::Loaded(Some((output, kept)))
-    }
-
-    /// Sources look things up far away to know what they are: users see that.
-    async fn cache_map(self, index: usize) -> Result<(OutcomeOf<D>, Arc<CacheMap<D>>), OpError> {
-        let vertex = self.cx.shared.vertex.clone();
-        let shown = vertex.inputs.is_empty();
-        if shown {
-            self.cx.shared.started(false);
-        }
-        let result = vertex.op.cache_map(&self.cx, index).await;
-        if shown || result.is_err() {
-            let error = result.as_ref().err().map(describe);
-            self.cx.shared.completed(error);
-        }
-        let map = Arc::new(result?);
-        let info = MapInfo {
-            digest: map.digest.clone(),
-            deps: map
-                .deps
-                .iter()
-                .map(|dep| (dep.selector.clone(), dep.content.is_some()))
-                .collect(),
-            last: map.last,
-        };
-        Ok((Outcome::CacheMap(info), map))
-    }
-
-    async fn content_key(self, input: usize, output: D::Output) -> Result<OutcomeOf<D>, OpError> {
-        let dep = self.map.as_ref().and_then(|map| map.deps.get(input));
-        let content = dep.and_then(|dep| dep.content.clone());
-        let content = content.ok_or("the input has no key from content")?;
-        let result = content.content_key(&self.cx, &output).await;
-        if let Err(error) = &result {
-            self.cx.shared.started(false);
-            self.cx.shared.completed(Some(describe(error)));
-        }
-        Ok(Outcome::ContentKey(result?))
-    }
-
-    async fn execute(mut self, inputs: Vec<D::Output>) -> Result<OutcomeOf<D>, OpError> {
-        let vertex = self.cx.shared.vertex.clone();
-        self.cx.shared.started(false);
-        let mut draft = None;
-        if let Some(miss) = self.miss.take() {
-            draft = self.draft(&inputs).await;
-            self.explain(miss, draft.as_deref()).await;
-        }
-        let result = vertex.op.execute(&self.cx, &inputs).await;
-        if let Err(error) = &result {
-            self.cx.shared.completed(Some(describe(error)));
-        }
-        let outputs = result?;
-        if draft.is_none() {
-            draft = self.draft(&inputs).await;
-        }
-        let mut kept = Vec::new();
-        for output in outputs {
-            let id = self.results.save(&output).await;
-            let result = id.map(|id| CacheResult {
-                id,
-                created_at: SystemTime::now(),
-            });
-            kept.push((output, result));
-        }
-        Ok(Outcome::Executed(kept, draft))
-    }
-
-    /// What the operation is made of, to be kept with its result.
-    async fn draft(&self, inputs: &[D::Output]) -> Option<Box<Draft>> {
-        self.journal.as_ref()?;
-        let (vertex, map) = (&self.cx.shared.vertex, self.map.as_ref()?);
-        let description = vertex.describe()?;
-        if description.volatile {
-            return None;
-        }
-        let mut files = Vec::new();
-        for (index, (dep, input)) in map.deps.iter().zip(inputs).enumerate() {
-            if let Some(content) = &dep.content
-                && let Some(list) = content.files(&self.cx, input).await
-            {
-                files.push((index, list));
-            }
-        }
-        Some(Box::new(Draft {
-            name: vertex.name.clone(),
-            digest: map.digest.clone(),
-            description,
-            files,
-        }))
-    }
-
-    /// Tells those who asked why the vertex has to be carried out.
-    async fn explain(&self, mut miss: Miss, draft: Option<&Draft>) {
-        let Some(journal) = self.journal.clone() else {
-            return;
-        };
-        for (index, files) in draft.into_iter().flat_map(|draft| &draft.files) {
-            if let Some(input) = miss.inputs.get_mut(*index) {
-                input.files = Some(files.clone());
-            }
-        }
-        let explaining = move || explain::explain(&*journal, &miss);
-        match tokio::task::spawn_blocking(explaining).await {
-            Ok(explanation) => self.cx.shared.explain(explanation),
-            Err(error) => tracing::warn!(%error, "no explanation was found"),
-        }
-    }
-}
-
-/// The error with all that it came from, in the form that users of BuildKit know.
-fn describe(error: &OpError) -> String {
-    crate::error_chain(&**error.inner())
 }

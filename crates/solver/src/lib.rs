@@ -53,6 +53,7 @@ mod explain;
 mod job;
 mod keys;
 mod memory;
+mod runner;
 mod shared;
 mod vertex;
 

@@ -6,6 +6,7 @@ use std::mem::take;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::caches::CacheKeys;
+use crate::core::push;
 use crate::explain::{Journal, MemoryJournal};
 use crate::keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
 
@@ -135,14 +136,6 @@ pub struct Forgotten {
     pub keys: Vec<KeyId>,
     /// The links: from, how, to.
     pub links: Vec<(KeyId, String, KeyId)>,
-}
-
-/// One more, where there is mostly one and seldom more: no room is made ahead for the first.
-fn push<T>(list: &mut Vec<T>, value: T) {
-    if list.is_empty() {
-        list.reserve_exact(1);
-    }
-    list.push(value);
 }
 
 impl Inner {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use cooper_progress::{Event, Sink, VertexStatus};
 use oci_spec::image::Digest;
 
+use crate::core::push;
 use crate::{Domain, Explanation, Vertex};
 
 pub(crate) type JobId = u64;
@@ -121,12 +122,13 @@ impl<D: Domain> Shared<D> {
             return;
         }
         sink.emit(state.shown.event(&self.vertex));
-        state.members.push(Member {
+        let member = Member {
             id,
             job,
             sink,
             explained,
-        });
+        };
+        push(&mut state.members, member);
     }
 
     /// The operation of the vertex is known.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     CacheId, CacheState, Command, Content, Core, Dep, EdgeId, EdgeState, Exec, LEVELS, RequestId,
-    Spec, Stage, VertexId, VertexState, Want,
+    Spec, Stage, VertexId, VertexState, Want, insert, push,
 };
 use crate::shared::JobId;
 
@@ -68,7 +68,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let Err(place) = state.jobs.binary_search(&job) else {
                 continue;
             };
-            state.jobs.insert(place, job);
+            insert(&mut state.jobs, place, job);
             open.extend(state.spec.inputs.iter().map(|(input, _)| *input));
             for (_, edge) in &self.vertex(id).edges {
                 open.extend(self.edge(*edge).follows.map(|edge| self.edge(edge).vertex));
@@ -227,7 +227,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let input = self.edge_at(input, output).expect("inputs are made before");
             let place = u32::try_from(place).expect("a graph has fewer inputs than that");
             let edge = self.edge_mut(input);
-            edge.dependents.push((id, place));
+            push(&mut edge.dependents, (id, place));
             let dep = Dep {
                 edge: input,
                 seen: edge.reached,
@@ -280,7 +280,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         self.edges.insert(id, Box::new(state));
         let edges = &mut self.vertex_mut(vertex).edges;
         let place = edges.partition_point(|(other, _)| *other < index);
-        edges.insert(place, (index, id));
+        insert(edges, place, (index, id));
     }
 
     /// A failure is not for ever: whoever asks again has it tried again.
@@ -294,23 +294,24 @@ impl<O: Clone, E: Clone> Core<O, E> {
             if !seen.insert(id) {
                 continue;
             }
-            if self.vertex_mut(id).error.take().is_some() {
-                self.failures -= 1;
-            }
+            let failed = self.vertex_mut(id).error.take().is_some();
+            self.failures -= usize::from(failed);
             for place in 0..self.vertex(id).edges.len() {
                 let (_, edge) = self.vertex(id).edges[place];
                 let follows = self.edge(edge).follows;
                 open.extend(follows.map(|edge| self.edge(edge).vertex));
-                self.forgive_edge(edge);
+                self.forgive_edge(edge, failed);
             }
             let inputs = &self.vertex(id).spec.inputs;
             open.extend(inputs.iter().map(|(input, _)| *input));
         }
     }
 
-    fn forgive_edge(&mut self, id: EdgeId) {
+    /// `failed`: its vertex had, which it may not have noticed.
+    fn forgive_edge(&mut self, id: EdgeId, failed: bool) {
         let edge = self.edge_mut(id);
-        if edge.error.take().is_none() {
+        let error = edge.error.take().is_some();
+        if !error && !failed {
             return;
         }
         edge.doomed = None;
@@ -319,7 +320,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let asked = asked.filter(|(dep, _)| dep.content_asked && !dep.content_seen);
         let asked: Vec<_> = asked.map(|(_, place)| place).collect();
         edge.changed.extend(asked);
-        self.failures -= 1;
+        self.failures -= usize::from(error);
         self.enqueue(id);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Content, Core, EdgeId, Key, KeyState, Want};
+use super::{Content, Core, EdgeId, Key, KeyState, Want, push};
 use crate::caches::CacheKeys;
 use crate::keys::{KeyId, Link};
 
@@ -47,7 +47,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let vertex = self.edge(id).vertex;
         for map in 0..self.vertex(vertex).maps.len() {
             if self.edge(id).own.len() <= map {
-                self.edge_mut(id).own.push(None);
+                push(&mut self.edge_mut(id).own, None);
             }
             self.match_map(id, map, level, contents, &caches);
         }
@@ -323,9 +323,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
             .entry((from.clone(), link.clone()))
             .or_default();
         if !targets.contains(to) {
-            targets.push(to.clone());
+            push(targets, to.clone());
             let known = self.known.entry(to.clone()).or_default();
-            known.links.push((from, link));
+            push(&mut known.links, (from, link));
         }
     }
 
@@ -335,10 +335,11 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let new = known.is_none();
         match known {
             Some(known) => known.valid |= found.valid,
-            None => edge.ids.push(Key {
-                id: key.clone(),
-                valid: found.valid,
-            }),
+            None => {
+                let valid = found.valid;
+                let id = key.clone();
+                push(&mut edge.ids, Key { id, valid });
+            }
         }
         let nowhere = KeyState {
             foreign: true,

@@ -28,6 +28,7 @@
 mod advance;
 mod caches;
 mod check;
+mod compact;
 mod content;
 mod jobs;
 mod matching;
@@ -41,6 +42,8 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
+
+pub(crate) use compact::{ByNumber, insert, push};
 
 use crate::caches::CacheKeys;
 use crate::explain::Draft;
@@ -343,16 +346,16 @@ pub(crate) struct Errors<E> {
 
 pub(crate) struct Core<O, E> {
     keys: Arc<dyn KeyStore>,
-    vertices: HashMap<VertexId, Box<VertexState<O, E>>>,
+    vertices: ByNumber<Box<VertexState<O, E>>>,
     by_digest: HashMap<Arc<str>, VertexId>,
     /// Those that are to be built anew are others.
     by_digest_anew: HashMap<Arc<str>, VertexId>,
-    edges: HashMap<EdgeId, Box<EdgeState<O, E>>>,
+    edges: ByNumber<Box<EdgeState<O, E>>>,
     known: HashMap<KeyId, KeyState>,
     /// Links that are not kept, of [`KeyState::links`].
     pending: HashMap<(KeyId, Arc<Link>), Vec<KeyId>>,
     caches: HashMap<CacheId, CacheState>,
-    tasks: HashMap<TaskId, Task>,
+    tasks: ByNumber<Task>,
     jobs: HashMap<JobId, JobState>,
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
     queue: VecDeque<EdgeId>,
@@ -379,14 +382,14 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(crate) fn new(keys: Arc<dyn KeyStore>, errors: Errors<E>) -> Self {
         Self {
             keys,
-            vertices: HashMap::new(),
+            vertices: ByNumber::default(),
             by_digest: HashMap::new(),
             by_digest_anew: HashMap::new(),
-            edges: HashMap::new(),
+            edges: ByNumber::default(),
             known: HashMap::new(),
             pending: HashMap::new(),
             caches: HashMap::new(),
-            tasks: HashMap::new(),
+            tasks: ByNumber::default(),
             jobs: HashMap::new(),
             requests: BTreeMap::new(),
             queue: VecDeque::new(),

@@ -1,9 +1,14 @@
 //! How tasks end.
 
-use super::{Content, Core, Exec, Outcome, Stage, Task, TaskId};
+use super::{Content, Core, Exec, Outcome, Stage, Task, TaskId, push};
 use crate::keys::KeyId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
+    /// Whether the task is still needed.
+    pub(crate) fn runs(&self, task: TaskId) -> bool {
+        self.tasks.contains_key(&task)
+    }
+
     /// A task ended. One that was aborted is ignored.
     pub(crate) fn done(
         &mut self,
@@ -19,7 +24,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 state.map_task = None;
                 // Fewer than there are inputs: the rest is looked at as a whole.
                 map.deps.resize(state.spec.inputs.len(), (None, false));
-                state.maps.push(map);
+                push(&mut state.maps, map);
                 self.enqueue_vertex(vertex);
             }
             (Task::ContentKey(vertex, input), Outcome::ContentKey(digest)) => {
