@@ -47,9 +47,16 @@ pub(crate) async fn serve(core: Arc<Core>, mut mail: mpsc::UnboundedReceiver<Mes
     let mut current: Option<BoxFuture<'static, ()>> = None;
     // Beside them: what somebody waits for and what takes long.
     let mut beside: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+    // Nobody but the last one out waits for it: on a disk that is busy it takes long.
+    let mut checkpoint: Option<BoxFuture<'static, ()>> = None;
     let mut due: Option<Instant> = None;
     let mut open = true;
-    while open || current.is_some() || !queue.is_empty() || !beside.is_empty() {
+    while open
+        || current.is_some()
+        || !queue.is_empty()
+        || !beside.is_empty()
+        || checkpoint.is_some()
+    {
         if current.is_none()
             && let Some(message) = queue.pop_front()
         {
@@ -83,10 +90,11 @@ pub(crate) async fn serve(core: Arc<Core>, mut mail: mpsc::UnboundedReceiver<Mes
             },
             () = finished(&mut current) => current = None,
             Some(()) = beside.next() => {}
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && open => {
+            () = finished(&mut checkpoint) => checkpoint = None,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && checkpoint.is_none() && open => {
                 due = None;
                 let core = core.clone();
-                beside.push(Box::pin(async move {
+                checkpoint = Some(Box::pin(async move {
                     if let Err(error) = core.checkpoint().await {
                         tracing::warn!(%error, "could not make the cache durable");
                     }

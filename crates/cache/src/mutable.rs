@@ -79,6 +79,8 @@ impl MutableRef {
             state.insert(id.clone(), record, Uses::default());
             state.set_taken(&id, true);
         }
+        // From now on it is looked at how much is written.
+        shared.book.changed.notify_one();
         let mut made = Self {
             key: ActiveKey::new(key),
             id,
@@ -144,6 +146,7 @@ impl MutableRef {
             let key = ActiveKey::new(key.clone());
             let sealed = entry.sealed.clone();
             state.set_taken(id, true);
+            shared.book.changed.notify_one();
             let taken = Self {
                 shared: shared.clone(),
                 id: id.clone(),

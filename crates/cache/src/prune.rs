@@ -110,6 +110,8 @@ impl CacheManager {
     pub async fn prune(&self, options: PruneOptions) -> Result<Vec<UsageRecord>, CacheError> {
         // One at a time: two that count the same records would both take too much.
         let _pruning = self.shared.pruning.lock().await;
+        // A view that nobody looks at any more holds what it shows until the keeper got to it.
+        self.settle().await;
         if options.has_bound() {
             self.shared.measure_all(true).await?;
         }
@@ -133,8 +135,6 @@ impl CacheManager {
         options: &PruneOptions,
         ahead: u64,
     ) -> Result<Vec<UsageRecord>, CacheError> {
-        // A view that nobody looks at any more holds what it shows until the keeper got to it.
-        self.settle().await;
         self.shared.measure_all(false).await?;
         let mut pruned = Vec::new();
         loop {

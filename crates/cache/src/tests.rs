@@ -1,6 +1,7 @@
 //! The cache as a whole, over real folders.
 
 mod concurrency;
+mod inherited;
 mod ledger;
 mod lifetimes;
 mod machine;

@@ -66,6 +66,15 @@ impl HashCache {
         Ok(self.insert(id, tree))
     }
 
+    /// The tree of `id`, if anything was hashed of it.
+    pub(crate) fn known(&self, id: &RefId) -> Result<Option<Arc<Slot>>, CacheError> {
+        if let Some((_, slot)) = self.slots().slots.get(id) {
+            return Ok(Some(slot.clone()));
+        }
+        let tree = self.stored(id)?;
+        Ok(tree.map(|tree| self.insert(id, tree)))
+    }
+
     fn insert(&self, id: &RefId, tree: Tree) -> Arc<Slot> {
         let slot = Arc::new(Slot {
             tree: Mutex::new(tree),

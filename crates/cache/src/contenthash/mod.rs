@@ -7,6 +7,7 @@
 
 mod cache;
 mod file;
+mod inherit;
 mod listing;
 mod saved;
 mod scan;
@@ -120,6 +121,9 @@ async fn in_thread(
     options: &ChecksumOptions,
 ) -> Result<Result<Digest, Failure>, CacheError> {
     let cancel = Cancel(Arc::default());
+    let below = mounts
+        .as_ref()
+        .and_then(|mounts| inherit::below(local, mounts));
     let mut scan = match mounts {
         Some(mounts) => Scan::on(mounts, local.shared().mounts.clone(), cancel.0.clone()),
         None => Scan::without_disk(),
@@ -129,6 +133,17 @@ async fn in_thread(
     let (pin, slot) = (local.clone(), slot.clone());
     let hashing = tokio::task::spawn_blocking(move || {
         let mut tree = slot.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((below, above)) = &below
+            && !options.wildcard
+            // Who hashes it now would be waited for.
+            && let Ok(below) = below.tree.try_lock()
+        {
+            let inherited = inherit::inherit(&mut tree, &below, above, &tree::key_of(&path));
+            if let Err(error) = inherited {
+                // Then everything is looked at.
+                tracing::debug!(%error, "what is known of a state below could not be taken over");
+            }
+        }
         let result = run(&mut tree, &mut scan, &path, &options);
         tree.dirty |= scan.has_changed();
         drop(pin);
@@ -157,4 +172,16 @@ fn run(
         return Err(CacheError::PathNotFound { path }.into());
     }
     Ok(digest_from(&scan.digest(tree, &found)?))
+}
+
+/// The checksum with nothing known before.
+#[cfg(test)]
+pub(crate) fn afresh(
+    mounts: Vec<Mount>,
+    folder: &Path,
+    path: &Path,
+    options: &ChecksumOptions,
+) -> Result<Digest, String> {
+    let mut scan = Scan::on(mounts, folder.to_owned(), Arc::default());
+    run(&mut Tree::unknown(), &mut scan, path, options).map_err(|failure| format!("{failure:?}"))
 }

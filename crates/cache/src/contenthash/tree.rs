@@ -159,6 +159,30 @@ impl Tree {
         self.nodes.range(key.to_vec()..past(key))
     }
 
+    /// Adds what `other` knows, unless it is known.
+    pub(crate) fn take_over(&mut self, other: Self) {
+        for (key, node) in other.nodes {
+            self.nodes.entry(key).or_insert(node);
+        }
+    }
+
+    /// The metadata of the directory `key` may be others, and there may be other names in it.
+    pub(crate) fn unlist(&mut self, key: &[u8]) {
+        if let Some(node) = self.get_mut(key)
+            && let Kind::Directory { header, listed } = &mut node.kind
+        {
+            (*header, *listed) = (None, false);
+            node.digest = None;
+        }
+        self.forget_above(key);
+    }
+
+    /// Nothing is known any more of `key` and what is below it.
+    pub(crate) fn forget(&mut self, key: &[u8]) {
+        self.remove(key);
+        self.forget_above(key);
+    }
+
     /// Applies changes in their order.
     pub(crate) fn change(&mut self, changes: impl IntoIterator<Item = HashedChange>) {
         // Names of files whose content may be told after them: it is written concurrently.

@@ -213,7 +213,9 @@ async fn limits_hold_while_a_step_writes() {
         }
     };
     assert!(soon(8 * MIB).await >= 5 * MIB, "no more than has to go");
-    // A step that writes pushes out what nobody uses, before it is done.
+    // A step that writes pushes out what nobody uses, before it is done; the collector has had
+    // nothing to do for a while.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let work = cache.new_mutable(None, named("step")).await.unwrap();
     let dir = work.mount().await.unwrap();
     std::fs::write(dir.path().join("data"), vec![1; 4 * MIB as usize]).unwrap();

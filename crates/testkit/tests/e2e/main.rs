@@ -22,6 +22,7 @@ mod contexts;
 mod control_api;
 mod credentials;
 mod daemon_flags;
+mod disk;
 mod dockerfile;
 mod dockerfile_corners;
 mod dockerfile_git;
