@@ -1,5 +1,6 @@
 //! Many builds side by side, some of them given up.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use cooper_testkit::{leak, memory, wait_until};
@@ -29,13 +30,15 @@ impl Ends {
     }
 }
 
-/// Builds `number` steps, each in a build of its own. Two in five are given up within `most`,
-/// before which some of these are done.
+/// Builds `number` steps, each in a build of its own. Two in five are given up within the time that
+/// the others take, before which some of these are done. That is `most` at first and then what it
+/// turns out to be: what else runs on the machine changes meanwhile.
 fn round(bench: &Bench, choices: &mut Choices, name: &str, number: usize, most: Duration) -> Ends {
+    let pace = Cell::new(most);
     let builds: Vec<_> = (0..number)
         .map(|step| {
             let script = format!("echo {name} {step} > /step; sleep 0.0429");
-            let give_up = choices.in_hundred(40).then(|| choices.moment(most));
+            let give_up = choices.in_hundred(40).then(|| choices.part());
             // By saying so, and by being gone.
             (
                 bench.image().run(sh(&script)),
@@ -46,8 +49,10 @@ fn round(bench: &Bench, choices: &mut Choices, name: &str, number: usize, most: 
         .collect();
     bench.rt.block_on(async {
         let builds = futures::stream::iter(builds);
+        let pace = &pace;
         let ends = builds.map(|(state, give_up, says_so)| async move {
             let begin = Instant::now();
+            let give_up = give_up.map(|part| pace.get().mul_f64(part));
             let token = CancellationToken::new();
             let mut told = Told::default();
             let request = request_with(&state, &token);
@@ -72,7 +77,10 @@ fn round(bench: &Bench, choices: &mut Choices, name: &str, number: usize, most: 
             match ended {
                 Some(Ok(())) => {
                     sum.done += 1;
-                    sum.took.extend(give_up.is_none().then_some(took));
+                    if give_up.is_none() {
+                        sum.took.push(took);
+                        pace.set((pace.get() * 3 + took) / 4);
+                    }
                 }
                 Some(Err(error)) if give_up.is_some() => {
                     assert!(error.is_cancelled(), "{error}");

@@ -48,7 +48,12 @@ impl Choices {
 
     /// A part of `most`, which may be all of it.
     fn moment(&mut self, most: Duration) -> Duration {
-        most.mul_f64(self.0.random_range(0.0..=1.0))
+        most.mul_f64(self.part())
+    }
+
+    /// A part of a whole, which may be all of it.
+    fn part(&mut self) -> f64 {
+        self.0.random_range(0.0..=1.0)
     }
 
     /// Yes so often.
