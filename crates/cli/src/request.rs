@@ -113,6 +113,17 @@ fn named<'a>(option: &str, given: &'a [String]) -> Result<Vec<(&'a str, &'a str)
     pairs.collect()
 }
 
+/// A host as the frontend wants it, `NAME=IP`: in an address there are colons, too, perhaps in
+/// brackets.
+fn extra_host(text: &str) -> String {
+    let pair = text.split_once('=').or_else(|| text.split_once(':'));
+    let Some((name, ip)) = pair else {
+        return text.to_owned();
+    };
+    let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
+    format!("{name}={}", bare.unwrap_or(ip))
+}
+
 /// What the options say to the frontend.
 fn frontend(args: &BuildArgs, solve: &mut Solve) -> Result<()> {
     let attrs = &mut solve.request.frontend_attrs;
@@ -146,7 +157,8 @@ fn frontend(args: &BuildArgs, solve: &mut Solve) -> Result<()> {
         Some(mode) => bail!("network mode {mode:?} not supported by buildkit"),
     }
     if !args.hosts.is_empty() {
-        set("add-hosts", args.hosts.join(",").replace('=', ":"));
+        let hosts: Vec<String> = args.hosts.iter().map(|host| extra_host(host)).collect();
+        set("add-hosts", hosts.join(","));
     }
     if let Some(size) = &args.shm_size {
         set("shm-size", size.clone());
@@ -250,7 +262,7 @@ mod tests {
             ("no-cache", ""),
             ("image-resolve-mode", "pull"),
             ("force-network-mode", "host"),
-            ("add-hosts", "a:1.2.3.4"),
+            ("add-hosts", "a=1.2.3.4"),
         ];
         for (name, value) in expected {
             assert_eq!(attrs.get(name).map(String::as_str), Some(value), "{name}");
