@@ -63,6 +63,8 @@ pub(crate) struct Driver<D: Domain> {
     core: CoreOf<D>,
     results: Arc<dyn ResultStore<D>>,
     journal: Option<Arc<dyn Journal>>,
+    /// How many cache maps have arrived.
+    maps: u64,
     jobs: HashMap<JobId, Member<D>>,
     vertices: ByNumber<Entry<D>>,
     caches: HashMap<CacheId, Arc<dyn CacheSource<D>>>,
@@ -98,6 +100,7 @@ impl<D: Domain> Driver<D> {
         };
         Self {
             journal: config.keys.journal(),
+            maps: 1,
             core: Core::new(config.keys, errors),
             results: config.results,
             jobs: HashMap::new(),
@@ -256,7 +259,6 @@ impl<D: Domain> Driver<D> {
                     if let (Some(entry), Some((data, sink, explained))) =
                         (self.vertices.get(&vertex), self.jobs.get(&job))
                     {
-                        explained.note_operations(entry.map.iter().map(|map| &map.digest));
                         entry
                             .shared
                             .join(job, data.clone(), sink.clone(), explained.clone());
@@ -342,7 +344,10 @@ impl<D: Domain> Driver<D> {
     /// What is to be explained of a vertex that has to be carried out, if somebody asks.
     fn miss(&self, vertex: VertexId, entry: &Entry<D>) -> Option<Miss> {
         self.journal.as_ref()?;
-        let build = entry.shared.operations()?;
+        let asking = entry.shared.who_asks();
+        if asking.is_empty() {
+            return None;
+        }
         let description = entry.shared.vertex.describe()?;
         if description.volatile {
             return None;
@@ -370,7 +375,10 @@ impl<D: Domain> Driver<D> {
             description,
             anew: shared.options.ignore_cache,
             inputs: inputs.collect(),
-            build,
+            builds: asking
+                .iter()
+                .map(|(job, asks)| asks.operations(self.maps, || self.core.operations(*job)))
+                .collect(),
         })
     }
 
@@ -415,9 +423,7 @@ impl<D: Domain> Driver<D> {
         let journal = self.journal.is_some();
         let made = matches!(outcome, Outcome::Executed(..));
         let made = entry.and_then(|entry| {
-            if let Some(map) = &map {
-                entry.shared.note_operation(&map.digest);
-            }
+            self.maps += u64::from(map.is_some());
             // The first one says how content is looked at.
             let needed = map.filter(|map| {
                 let mut deps = map.deps.iter();

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use cooper_progress::{Event, Sink, VertexStatus};
-use oci_spec::image::Digest;
 
 use crate::core::push;
+use crate::explain::Operations;
 use crate::{Domain, Explanation, Vertex};
 
 pub(crate) type JobId = u64;
@@ -63,8 +63,8 @@ struct Member<D: Domain> {
 #[derive(Default)]
 pub(crate) struct Explained {
     pub(crate) wanted: AtomicBool,
-    /// The digests of the operations of its graphs.
-    pub(crate) operations: Mutex<HashSet<Digest>>,
+    /// The operations of its graphs, and as of when: made when something is to be explained.
+    operations: Mutex<(u64, Arc<Operations>)>,
     pub(crate) told: Mutex<Vec<Arc<Explanation>>>,
 }
 
@@ -73,14 +73,18 @@ impl Explained {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn note_operations<'a>(&self, digests: impl Iterator<Item = &'a Digest>) {
-        if self.is_wanted() {
-            let mut all = self
-                .operations
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            all.extend(digests.cloned());
+    /// The operations of the job's graphs, made by `make` unless they are those of `now`.
+    pub(crate) fn operations(
+        &self,
+        now: u64,
+        make: impl FnOnce() -> Operations,
+    ) -> Arc<Operations> {
+        let operations = self.operations.lock();
+        let mut operations = operations.unwrap_or_else(PoisonError::into_inner);
+        if operations.0 != now {
+            *operations = (now, Arc::new(make()));
         }
+        operations.1.clone()
     }
 }
 
@@ -131,25 +135,11 @@ impl<D: Domain> Shared<D> {
         push(&mut state.members, member);
     }
 
-    /// The operation of the vertex is known.
-    pub(crate) fn note_operation(&self, digest: &Digest) {
-        for member in &self.lock().members {
-            member.explained.note_operations(std::iter::once(digest));
-        }
-    }
-
-    /// The digests of the operations in the graphs of those who want an explanation; `None`
-    /// when nobody does.
-    pub(crate) fn operations(&self) -> Option<HashSet<Digest>> {
+    /// The jobs that want to know why it is not cached.
+    pub(crate) fn who_asks(&self) -> Vec<(JobId, Arc<Explained>)> {
         let state = self.lock();
-        let mut all = None;
-        for member in state.members.iter().filter(|m| m.explained.is_wanted()) {
-            let operations = member.explained.operations.lock();
-            let operations = operations.unwrap_or_else(PoisonError::into_inner);
-            all.get_or_insert_with(HashSet::new)
-                .extend(operations.iter().cloned());
-        }
-        all
+        let asking = state.members.iter().filter(|m| m.explained.is_wanted());
+        asking.map(|m| (m.id, m.explained.clone())).collect()
     }
 
     pub(crate) fn explanation(&self) -> Option<Arc<Explanation>> {

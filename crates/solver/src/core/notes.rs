@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{Content, Core, EdgeId, InputState, VertexId};
-use crate::explain::{Note, Noted};
+use crate::explain::{Note, Noted, Operations};
 use crate::keys::KeyId;
+use crate::shared::JobId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
     /// What an edge is made of whose vertex was carried out just now.
@@ -34,6 +35,16 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         let files = draft.files.iter().map(|(_, files)| files.clone()).collect();
         Some(Arc::new(Noted { note, files }))
+    }
+
+    /// The operations of all that a job needs, as far as they are known.
+    pub(crate) fn operations(&self, job: JobId) -> Operations {
+        let vertices = self.vertices.values();
+        let of_job = vertices.filter(|vertex| vertex.jobs.contains(&job));
+        let maps = of_job.filter_map(|vertex| vertex.maps.first());
+        let mut operations = Operations::default();
+        maps.for_each(|map| operations.add(&map.digest));
+        operations
     }
 
     /// The keys of all outputs of a vertex that somebody asked for.

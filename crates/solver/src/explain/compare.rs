@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use oci_spec::image::Digest;
 
+use super::memory::hash;
 use super::{
     Cause, Description, Explanation, FileList, Journal, Note, NoteInput, on_input, places, position,
 };
@@ -25,9 +26,30 @@ pub(crate) struct Miss {
     /// Whether the cache is not to be used for it.
     pub(crate) anew: bool,
     pub(crate) inputs: Vec<MissInput>,
-    /// The digests of all operations of the build: an earlier step that is one of them did not
+    /// The operations of the builds that ask: an earlier step that is one of them did not
     /// become another one.
-    pub(crate) build: HashSet<Digest>,
+    pub(crate) builds: Vec<Arc<Operations>>,
+}
+
+impl Miss {
+    /// Whether an operation is in the build.
+    fn builds(&self, operation: &Digest) -> bool {
+        self.builds.iter().any(|build| build.has(operation))
+    }
+}
+
+/// A set of operations, by hashes of their digests.
+#[derive(Default)]
+pub(crate) struct Operations(HashSet<u64>);
+
+impl Operations {
+    pub(crate) fn add(&mut self, operation: &Digest) {
+        self.0.insert(hash(operation));
+    }
+
+    fn has(&self, operation: &Digest) -> bool {
+        self.0.contains(&hash(operation))
+    }
 }
 
 /// An input of it as it is now.
@@ -92,7 +114,8 @@ fn nearest(journal: &dyn Journal, miss: &Miss) -> Option<(KeyId, Note)> {
     if !miss.inputs.is_empty() {
         looked_at.truncate(2);
     }
-    let keys = miss.inputs.iter().flat_map(|input| &input.keys);
+    let inputs = miss.inputs.iter();
+    let keys = inputs.flat_map(|input| input.keys.iter().chain(&input.content));
     looked_at.extend(keys.map(|key| on_input(&miss.description, key.as_str())));
     let mut seen: HashSet<KeyId> = HashSet::new();
     let mut candidates = Vec::new();
@@ -104,7 +127,7 @@ fn nearest(journal: &dyn Journal, miss: &Miss) -> Option<(KeyId, Note)> {
                 continue;
             }
             let used = journal.last_used(&key);
-            if note.digest != miss.digest && miss.build.contains(&note.digest) {
+            if note.digest != miss.digest && miss.builds(&note.digest) {
                 let here = |(now, then): (&MissInput, &NoteInput)| now.is(then);
                 if miss.inputs.iter().zip(&note.inputs).all(here) {
                     moved = moved.max(used);
@@ -262,7 +285,7 @@ impl Comparison<'_> {
             if same || replaced || *cause == Cause::First {
                 return because(cause.clone());
             }
-            if self.miss.build.contains(&before.digest) {
+            if self.miss.builds(&before.digest) {
                 return Cause::Order {
                     before: before.name,
                     now: now.name.clone(),
@@ -303,7 +326,7 @@ impl Comparison<'_> {
         let because = |cause: Cause| because(&now.name, cause);
         let (description, earlier) = (&now.description, &then.description);
         let sources = now.inputs.is_empty() && then.inputs.is_empty();
-        let elsewhere = now.digest != then.digest && self.miss.build.contains(&then.digest);
+        let elsewhere = now.digest != then.digest && self.miss.builds(&then.digest);
         let same = now.digest == then.digest
             || (description.kind == earlier.kind
                 && !elsewhere

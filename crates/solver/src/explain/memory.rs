@@ -43,7 +43,7 @@ impl Recent {
     }
 }
 
-fn hash(key: &KeyId) -> u64 {
+pub(super) fn hash<T: Hash>(key: &T) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     hasher.finish()

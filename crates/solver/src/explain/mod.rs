@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::KeyId;
 
-pub(crate) use compare::{Miss, MissInput, explain};
+pub(crate) use compare::{Miss, MissInput, Operations, explain};
 pub use files::{FileChange, FileChangeKind, FileEntry, FileList, MAX_FILES};
 pub use memory::{MemoryJournal, Recent};
 
@@ -184,11 +184,12 @@ impl Note {
     /// them, too.
     pub fn places(&self) -> Vec<String> {
         let mut places = places(&self.name, &self.digest, &self.description);
-        let inputs = self.inputs.iter().filter(|input| input.content.is_none());
-        let keys = inputs.filter_map(|input| input.keys.first());
+        // Of what counts by its content alone the other keys are of no use.
+        let key = |input: &NoteInput| input.content.clone().or(input.keys.first().cloned());
+        let keys = self.inputs.iter().filter_map(key);
         places.extend(
             keys.take(MAX_KEYS)
-                .map(|key| on_input(&self.description, key)),
+                .map(|key| on_input(&self.description, &key)),
         );
         places.dedup();
         places
