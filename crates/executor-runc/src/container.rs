@@ -19,7 +19,7 @@ use tracing::{Instrument, debug_span};
 
 use crate::exec;
 use crate::executor::Shared;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, remove_state};
 use crate::spawn::{self, Spawned};
 use crate::stdio::{Stdio, Terminal};
 use crate::up::Up;
@@ -286,15 +286,12 @@ async fn remove(container: &Container, bundle: Option<Bundle>) {
     };
     let removed = tokio::task::spawn_blocking(move || {
         // Last the bundle: by it the rest is found after a crash.
-        let result = state.map_or(Ok(()), std::fs::remove_dir_all);
+        let result = state.map_or(Ok(()), |dir| remove_state(&dir));
         drop(bundle);
         result
     });
-    match removed.await {
-        Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(id = container.id, %error, "cannot remove a runtime's state");
-        }
-        _ => {}
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(id = container.id, %error, "cannot remove a runtime's state");
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cooper_executor::{ExecError, processes_with};
 use cooper_oci_runtime::RuntimeError;
-use cooper_sys::PidFd;
+use cooper_sys::{MountPoint, PidFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal};
 
@@ -186,6 +186,28 @@ pub(crate) fn strays(state: &Path) -> Vec<PidFd> {
     processes_with(&[[b"--root", state.as_os_str().as_bytes()]])
 }
 
+/// Removes what a runtime kept in `dir` of a container that has ended. Blocks.
+///
+/// runc mounts its own program there for the moment in which it opens it (`cloned_binary.c`). When
+/// it is killed just then, the mount stays.
+pub(crate) fn remove_state(dir: &Path) -> std::io::Result<()> {
+    let remove = || match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    let Err(error) = remove() else {
+        return Ok(());
+    };
+    let mounts = MountPoint::below(dir)?;
+    if mounts.is_empty() {
+        return Err(error);
+    }
+    for mount in mounts {
+        cooper_sys::mount::unmount(&mount.target)?;
+    }
+    remove()
+}
+
 fn look_up(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return name.is_file().then(|| name.to_owned());
@@ -200,6 +222,21 @@ fn look_up(name: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_state_of_a_runtime_that_was_killed_in_a_bad_moment_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().canonicalize().unwrap().join("id");
+        remove_state(&state).unwrap();
+        std::fs::create_dir(&state).unwrap();
+        let (program, place) = (state.join("state.json"), state.join("runc.x"));
+        std::fs::write(&program, "").unwrap();
+        std::fs::write(&place, "").unwrap();
+        rustix::mount::mount_bind(&program, &place).unwrap();
+        remove_state(&state).unwrap();
+        assert!(!state.exists());
+        assert_eq!(MountPoint::below(&state).unwrap(), []);
+    }
 
     #[test]
     fn a_missing_runtime_is_named_as_buildkit_names_it() {

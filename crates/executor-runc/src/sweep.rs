@@ -8,7 +8,7 @@ use cooper_sys::cgroup::Hierarchies;
 use oci_spec::runtime::Spec;
 
 use crate::builtin::CGROUP;
-use crate::runtime::strays;
+use crate::runtime::{remove_state, strays};
 
 /// Kills every container that has a bundle, and removes all that belongs to it.
 pub(crate) fn sweep(bundles: &Path, state: &Path, hierarchies: &Arc<Hierarchies>) {
@@ -42,10 +42,7 @@ fn remove(
     let state = state.join(id);
     let group = cgroup(dir, id).map(|path| Group::new(hierarchies.clone(), &path));
     remove_left(dir, group)?;
-    match std::fs::remove_dir_all(state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_state(&state)
 }
 
 /// The control group of a bundle. Without one nothing was started.

@@ -209,8 +209,9 @@ fn src01_images_stay_where_they_are_until_they_are_needed() {
         .rt
         .block_on(bench.client.disk_usage(Default::default()))
         .unwrap();
-    // containerd's store of images has no image without its blobs.
-    let lazy = usage.iter().all(|record| record.size == 0);
+    // Its manifest and its configuration are here, its layer is not. containerd's store of images
+    // has no image without its blobs.
+    let lazy = usage.iter().map(|record| record.size).sum::<i64>() < 16 << 10;
     assert!(lazy || cooper_testkit::by_containerd(), "{usage:?}");
     let copy = State::image(&target, Default::default(), Constraints::default());
     bench.solve(&copy.run(sh("true")));
