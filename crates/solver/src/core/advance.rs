@@ -368,6 +368,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         let kept = edge.kept.clone().filter(|_| keep);
         if let Some(kept) = kept {
+            self.edge_mut(id).made = true;
+            self.count_made(&kept);
             self.keep(id, &kept);
         }
         self.notify(id);

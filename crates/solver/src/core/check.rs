@@ -179,6 +179,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             && self.known.is_empty()
             && self.pending.is_empty()
             && self.caches.is_empty()
+            && self.made.is_empty()
             && self.tasks.is_empty()
             && self.jobs.is_empty()
             && self.requests.is_empty()

@@ -152,6 +152,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 continue;
             };
             self.failures -= usize::from(state.error.is_some());
+            if let Some(kept) = state.kept.as_ref().filter(|_| state.made) {
+                self.forget_made(kept);
+            }
             tasks.extend(state.loading);
             for key in &state.ids {
                 self.forget_key(&key.id, edge);
@@ -272,6 +275,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             followers: Vec::new(),
             result: None,
             kept: None,
+            made: false,
             error: None,
             dependents: Vec::new(),
             gone: 0,

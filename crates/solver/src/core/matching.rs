@@ -45,40 +45,19 @@ impl<O: Clone, E: Clone> Core<O, E> {
             _ => self.open_caches(id),
         };
         let vertex = self.edge(id).vertex;
+        let mut all = Vec::new();
         for map in 0..self.vertex(vertex).maps.len() {
             if self.edge(id).own.len() <= map {
                 push(&mut self.edge_mut(id).own, None);
             }
-            self.match_map(id, map, level, contents, &caches);
+            let steps = self.match_map(id, map, level, contents, &caches);
+            all.push((map, steps));
         }
-        self.adopt(id);
         self.find_records(id, &caches);
-    }
-
-    /// An edge that has a result and a key of this one has the same result: all its keys are
-    /// this one's too. What hangs on them is so found whether or not that edge was first.
-    fn adopt(&mut self, id: EdgeId) {
-        let keys = self.edge(id).ids.iter().filter(|key| key.valid);
-        let claims = keys.filter_map(|key| self.known.get(&key.id)?.claim);
-        let mut others: Vec<_> = claims.filter(|other| *other != id).collect();
-        others.dedup();
-        for other in others {
-            let Some(edge) = self.edges.get(&other) else {
-                continue;
-            };
-            if edge.result.is_none() || self.built_anew(other) {
-                continue;
-            }
-            let valid = edge.ids.iter().filter(|key| key.valid);
-            let keys: Vec<_> = valid.map(|key| key.id.clone()).collect();
-            for key in keys {
-                let foreign = self.known.get(&key).is_some_and(|known| known.foreign);
-                let found = Found {
-                    valid: true,
-                    foreign,
-                };
-                self.add_key(id, key, &found);
-            }
+        // Others are not led to what is there: they find it, or have it made, by what they are.
+        let found = !self.edge(id).records.is_empty();
+        for (map, steps) in all {
+            self.make_own(id, map, steps, found);
         }
     }
 
@@ -180,7 +159,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         level: Want,
         contents: Contents,
         caches: &[Arc<dyn CacheKeys>],
-    ) {
+    ) -> Vec<Step> {
         let edge = self.edge(id);
         let count = edge.deps.len();
         if count == 0 {
@@ -192,7 +171,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 foreign: false,
             };
             self.edge_mut(id).own[map] = Some(key.clone());
-            return self.add_key(id, key, &found);
+            self.add_key(id, key, &found);
+            return Vec::new();
         }
         let mut found = BTreeMap::new();
         let mut steps = Vec::with_capacity(count);
@@ -225,13 +205,19 @@ impl<O: Clone, E: Clone> Core<O, E> {
         for (key, found) in found {
             self.add_key(id, key, &found);
         }
-        self.make_own(id, map, here, steps);
+        let own = &mut self.edge_mut(id).own[map];
+        *own = own.take().or(here);
+        steps
     }
 
     /// Makes all keys of the inputs lead to one of the edge's keys, a new one if none was found
-    /// here, so that other edges find it that share some of them.
-    fn make_own(&mut self, id: EdgeId, map: usize, found: Option<KeyId>, steps: Vec<Step>) {
-        let own = self.edge(id).own[map].clone().or(found);
+    /// here, so that other edges find it that share some of them. Not so when a result was
+    /// `found`.
+    fn make_own(&mut self, id: EdgeId, map: usize, steps: Vec<Step>, found: bool) {
+        if steps.is_empty() {
+            return;
+        }
+        let own = self.edge(id).own[map].clone();
         let own = own.unwrap_or_else(|| {
             let own = KeyId::derived(steps.iter().map(|step| (&step.from, &*step.link)));
             let mut counts = vec![false; self.edge(id).deps.len()];
@@ -245,7 +231,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
             self.add_key(id, own.clone(), &found);
             own
         });
-        for step in steps {
+        self.edge_mut(id).own[map] = Some(own.clone());
+        for step in steps.into_iter().filter(|_| !found) {
             let leads = match step.targets {
                 Some(targets) => targets.contains(&own),
                 None => self.keys.links(&step.from, &step.link).contains(&own),
@@ -254,7 +241,6 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 self.add_pending(step.from, step.link, &own);
             }
         }
-        self.edge_mut(id).own[map] = Some(own);
     }
 
     /// Adds the keys that are led to.

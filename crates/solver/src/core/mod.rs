@@ -248,6 +248,8 @@ struct EdgeState<O, E> {
     result: Option<O>,
     /// The name under which the result is kept.
     kept: Option<CacheResult>,
+    /// Whether it was made, or brought here, since the edge is there.
+    made: bool,
     error: Option<E>,
     /// Edges that take it as an input, and as which; some may be gone.
     dependents: Vec<(EdgeId, u32)>,
@@ -355,6 +357,8 @@ pub(crate) struct Core<O, E> {
     /// Links that are not kept, of [`KeyState::links`].
     pending: HashMap<(KeyId, Arc<Link>), Vec<KeyId>>,
     caches: HashMap<CacheId, CacheState>,
+    /// Results that edges made, and how many of these there are still.
+    made: HashMap<String, usize>,
     tasks: ByNumber<Task>,
     jobs: HashMap<JobId, JobState>,
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
@@ -389,6 +393,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             known: HashMap::new(),
             pending: HashMap::new(),
             caches: HashMap::new(),
+            made: HashMap::new(),
             tasks: ByNumber::default(),
             jobs: HashMap::new(),
             requests: BTreeMap::new(),

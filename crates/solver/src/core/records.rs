@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::matching::Contents;
 use super::{Command, Core, EdgeId, Exec, Record, Task, Want, Work};
 use crate::caches::CacheKeys;
-use crate::keys::{CacheResult, KeyEntry, KeyId};
+use crate::keys::{CacheResult, KeyEntry, KeyId, Link};
 
 impl<O: Clone, E: Clone> Core<O, E> {
     /// Takes what hangs on the edge's keys here and in `caches`.
@@ -20,7 +20,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
             false => self.open_names(id),
         };
         for key in self.edge(id).ids.iter().filter(|key| key.valid) {
+            // What was made meanwhile is shared by those who are about to be carried out: whether
+            // it is there already must make no difference before.
             let here = self.keys.results(&key.id).into_iter();
+            let here = here.filter(|result| !self.made.contains_key(&result.id));
             found.extend(here.map(|result| (None, 0, result)));
             for ((name, cache), rank) in names.iter().zip(caches).zip(1..) {
                 let there = cache.results(&key.id).into_iter();
@@ -144,7 +147,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                     result: result.clone(),
                     noted: noted.clone(),
                 });
-                self.forget_pending(&key);
+                self.forget_kept(&key);
             }
         }
     }
@@ -164,8 +167,25 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let mut links = known.links.clone();
             links.retain(|(from, _)| !self.known.get(from).is_some_and(|known| known.foreign));
             open.extend(links.iter().map(|(from, _)| from.clone()));
-            self.keys.connect(&key, links);
-            self.forget_pending(&key);
+            self.forget_kept(&key);
+            if !links.is_empty() {
+                self.keys.connect(&key, links);
+            }
+        }
+    }
+
+    /// A result was made that is kept as `result`.
+    pub(super) fn count_made(&mut self, result: &CacheResult) {
+        *self.made.entry(result.id.clone()).or_default() += 1;
+    }
+
+    /// An edge that made one is gone.
+    pub(super) fn forget_made(&mut self, result: &CacheResult) {
+        if let Some(count) = self.made.get_mut(&result.id) {
+            *count -= 1;
+            if *count == 0 {
+                self.made.remove(&result.id);
+            }
         }
     }
 
@@ -228,10 +248,29 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
     }
 
+    /// What leads to `key` is kept; but for what comes from keys that mean nothing here.
+    fn forget_kept(&mut self, key: &KeyId) {
+        let Some(known) = self.known.get_mut(key) else {
+            return;
+        };
+        let links = std::mem::take(&mut known.links);
+        let (stay, go): (Vec<_>, Vec<_>) = links
+            .into_iter()
+            .partition(|(from, _)| self.known.get(from).is_some_and(|known| known.foreign));
+        if let Some(known) = self.known.get_mut(key) {
+            known.links = stay;
+        }
+        self.unlink(key, go);
+    }
+
     fn forget_pending(&mut self, key: &KeyId) {
-        let links = self.known.get_mut(key);
-        let links = links.map(|known| std::mem::take(&mut known.links));
-        for end in links.unwrap_or_default() {
+        let known = self.known.get_mut(key);
+        let links = known.map(|known| std::mem::take(&mut known.links));
+        self.unlink(key, links.unwrap_or_default());
+    }
+
+    fn unlink(&mut self, key: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+        for end in links {
             if let Some(targets) = self.pending.get_mut(&end) {
                 targets.retain(|target| target != key);
                 if targets.is_empty() {
