@@ -1,5 +1,6 @@
 //! What a vertex costs the solver, whose operation costs nothing: a chain and a fan of up to
-//! 100,000 of them, uncached and all cached. Before the times it prints the memory that each takes.
+//! 100,000 of them, uncached and all cached. Before the times it prints the processor time and the
+//! memory that each takes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
@@ -105,22 +106,51 @@ async fn build(solver: &Solver<Numbers>, graph: &Graph) {
     }
 }
 
-/// Prints what a vertex takes at most while it is built, and what its keys take afterwards.
-fn memory(tokio: &Runtime, name: &str, shape: fn(usize) -> Graph) {
+/// What this process has used of processors, from `/proc/self/stat` (hundredths of a second).
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Prints what a vertex takes at most while it is built and what its keys take afterwards, and
+/// the processor time of both threads for it, which others on the machine lengthen less than they
+/// do the time that passes.
+fn costs(tokio: &Runtime, name: &str, shape: fn(usize) -> Graph) {
     for size in SIZES {
         let graph = shape(size);
+        let new = || tokio.block_on(async { Solver::new(SolverConfig::in_memory()) });
         for cached in [false, true] {
-            let solver = tokio.block_on(async { Solver::new(SolverConfig::in_memory()) });
-            if cached {
+            let kept = new();
+            tokio.block_on(build(&kept, &graph));
+            let rounds = 200_000 / size;
+            let mut used = Duration::ZERO;
+            let (mut peak, mut stays) = (0, 0);
+            for _ in 0..rounds {
+                let solver = if cached { kept.clone() } else { new() };
+                // What was dropped before is gone.
+                std::thread::sleep(Duration::from_millis(5));
+                let (before, begun) = (MEMORY.current_usage(), processor_time());
+                MEMORY.reset_peak_usage();
                 tokio.block_on(build(&solver, &graph));
+                used += processor_time() - begun;
+                peak = MEMORY.peak_usage().saturating_sub(before) / size;
+                stays = MEMORY.current_usage().saturating_sub(before) / size;
+                drop(solver);
+                // Its task ends, and what it had goes.
+                std::thread::sleep(Duration::from_micros(size as u64 * 2));
             }
-            let before = MEMORY.current_usage();
-            MEMORY.reset_peak_usage();
-            tokio.block_on(build(&solver, &graph));
-            let peak = MEMORY.peak_usage().saturating_sub(before) / size;
-            let kept = MEMORY.current_usage().saturating_sub(before) / size;
             let state = if cached { "cached" } else { "uncached" };
-            println!("{name}/{state}/{size}: {peak} bytes per vertex, {kept} of them stay as keys");
+            let micros = used.as_secs_f64() * 1e6 / (rounds * size) as f64;
+            println!(
+                "{name}/{state}/{size}: {micros:.1} us of processor time and {peak} bytes per \
+                 vertex, {stays} of them stay as keys"
+            );
         }
     }
 }
@@ -137,8 +167,8 @@ fn main() {
         .unwrap();
     // Not when single times are asked for by name.
     if !std::env::args().skip(1).any(|arg| !arg.starts_with('-')) {
-        memory(&tokio, "chain", chain);
-        memory(&tokio, "fan", fan);
+        costs(&tokio, "chain", chain);
+        costs(&tokio, "fan", fan);
     }
     for (name, shape) in [("chain", chain as fn(usize) -> Graph), ("fan", fan)] {
         let mut group = criterion.benchmark_group(name);
