@@ -7,7 +7,7 @@ use crate::run::{cargo, check};
 use crate::test;
 
 /// The names of the runs. A name is also the module of its cases.
-const RUNS: &[&str] = &["steps", "cancel", "kill"];
+const RUNS: &[&str] = &["steps", "cancel", "kill", "cuts"];
 
 /// The run of the cache alone: 1,000 cycles of builds, prunes and restarts, 1,000 kills.
 const DISK: &str = "disk";

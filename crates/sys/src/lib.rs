@@ -38,5 +38,5 @@ pub use lock::FileLock;
 pub use mount::{MountGuard, MountPoint};
 pub use pidfd::PidFd;
 pub use root::{Entry, Root};
-pub use sync::{boot_id, sync_fs};
+pub use sync::{boot_id, cut_off, sync_fs};
 pub use watch::watch;

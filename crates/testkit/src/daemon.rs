@@ -81,10 +81,10 @@ impl Daemon {
         Self::with("", OPTIONS, Some(disk.path().join("root")))
     }
 
-    /// Starts one whose root is the folder `root`, which stays.
+    /// Starts one whose root is the folder `root`, which stays, with this configuration file.
     #[track_caller]
-    pub fn at(root: &Path) -> Self {
-        Self::with("", OPTIONS, Some(root.to_owned()))
+    pub fn at(root: &Path, config: &str) -> Self {
+        Self::with(config, OPTIONS, Some(root.to_owned()))
     }
 
     /// Starts one with no options but its folders and its address: it logs little and collects

@@ -52,7 +52,7 @@ pub(super) fn run(machine: &Machine, dir: &Path, programs: &Path, options: &Opti
         let script = format!(
             "{}export COOPER_TEST_RUNTIME={} COOPER_POWER_SEED={seed} COOPER_POWER_LAST={} \
              COOPER_POWER_DURABLE='{durable}'\n\
-             tests/{} --test-threads=1 --nocapture --exact power::goes_on\n",
+             tests/{} --test-threads=1 --nocapture --exact cuts::goes_on\n",
             programs::ENVIRONMENT,
             if seed.is_multiple_of(2) {
                 "runc"

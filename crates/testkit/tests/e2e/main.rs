@@ -42,6 +42,7 @@ mod lifecycle;
 mod listeners;
 mod mistakes;
 mod outputs;
+mod power;
 mod pushing;
 mod registries;
 mod registry;

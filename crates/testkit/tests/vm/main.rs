@@ -7,7 +7,10 @@ mod apparmor;
 #[allow(dead_code)]
 #[path = "../e2e/client.rs"]
 mod client;
+mod cuts;
 mod limits;
+#[path = "../e2e/power.rs"]
+#[allow(dead_code)]
 mod power;
 mod systemd;
 mod users;

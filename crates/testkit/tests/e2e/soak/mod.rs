@@ -1,7 +1,8 @@
-//! Much of the same: long builds, builds that are given up, and a daemon that is killed, at moments
-//! that nobody has chosen. Among the other cases they are short; `cargo xtask soak` makes them long.
+//! Much of the same: long builds, builds that are given up, a daemon that is killed, and power that is
+//! cut, at moments that nobody has chosen. Among the other cases they are short; `cargo xtask soak` makes them long.
 
 mod cancel;
+mod cuts;
 mod kill;
 mod steps;
 
@@ -54,6 +55,11 @@ impl Choices {
     /// A part of a whole, which may be all of it.
     fn part(&mut self) -> f64 {
         self.0.random_range(0.0..=1.0)
+    }
+
+    /// Any number.
+    fn number(&mut self) -> u64 {
+        self.0.random()
     }
 
     /// Yes so often.

@@ -4,7 +4,6 @@
 //! that was half written is known, whoever gives it out.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,22 +19,23 @@ use sha2::{Digest, Sha256};
 
 use crate::client::{Archive, Files, bind, copy, mount, request, sh, solve_to, with_dir};
 
-/// Where the daemon's root is, from one boot to the next.
-const ROOT: &str = "/data/cut/root";
 /// Chains of steps, and the steps of each.
 const CHAINS: u64 = 2;
-const STEPS: u64 = 4;
+const STEPS: u64 = 2;
 /// Bytes that a step writes into its large file.
-const LARGE: usize = 300_000;
+const LARGE: usize = 200_000;
 /// Files of the local source, their versions, and the bytes of each: all have the same size.
 const FILES: u64 = 20;
 const VERSIONS: u64 = 3;
-const SMALL: usize = 50_000;
+const SMALL: usize = 20_000;
 /// Bytes of a file in the cache mount.
-const KEPT: usize = 200_000;
+const KEPT: usize = 100_000;
 /// Files that each step adds to the cache mount, at least.
 const ADDED: u64 = 3;
 const APPLETS: &str = "basename cat cmp echo head ls mkdir rm seq sh true wc yes";
+/// The groups of all steps, so that they can be ended by others than the daemon.
+pub(crate) const GROUPS: &str = "/cooper-power";
+const CONFIG: &str = "[worker.oci]\ndefaultCgroupParent = \"/cooper-power\"\n";
 /// A build takes no longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -45,33 +45,46 @@ fn repeated(text: &str, size: usize) -> Vec<u8> {
     line.into_iter().cycle().take(size).collect()
 }
 
-/// What has to be there after the next cut. The machine that runs this one is told, because it
-/// forgets nothing: each time before it may be less, and once there is certainly more.
-#[derive(Debug, Default)]
-struct Promise {
+/// What has to be there after the next cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Promised {
     /// How many steps.
-    steps: usize,
+    pub(crate) steps: usize,
     /// How many files in the cache mount.
-    kept: usize,
+    pub(crate) files: usize,
+}
+
+/// The promise as it is now. Somebody who forgets nothing is told each time before it may be
+/// less, and once there is certainly more.
+struct Promise {
+    now: Promised,
     /// Counts what takes something away, begun and ended each.
     taken: u64,
+    say: Box<dyn Fn(Promised) + Send + Sync>,
 }
 
-impl Promise {
-    /// Says it, and returns when it was heard.
-    fn say(&self) {
-        println!("\npower: durable {} {}", self.steps, self.kept);
-        std::io::stdout().flush().unwrap();
-        // A file, when somebody looks into a case by hand.
-        let _ = nix::sys::termios::tcdrain(std::io::stdout());
-    }
+/// One boot of the machine.
+pub(crate) struct Boot<'a> {
+    /// The daemon's root, which stays from one boot to the next.
+    pub(crate) root: &'a Path,
+    /// Decides what is done.
+    pub(crate) seed: u64,
+    /// What was promised before.
+    pub(crate) promised: Promised,
+    /// Keeps what is promised now, and returns when it is kept.
+    pub(crate) say: Box<dyn Fn(Promised) + Send + Sync>,
 }
 
-/// The promise of the boot before.
-fn promised() -> (usize, usize) {
-    let text = std::env::var("COOPER_POWER_DURABLE").unwrap_or_default();
-    let mut numbers = text.split(' ').map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+/// A daemon after a cut: all is right that it found.
+pub(crate) struct Booted {
+    root: PathBuf,
+    work: Work,
+    rt: tokio::runtime::Runtime,
+    daemon: Daemon,
+    // What the client has is on no disk: it does not forget with the machine.
+    _dir: tempfile::TempDir,
+    /// What was there, for people.
+    pub(crate) report: String,
 }
 
 struct Work {
@@ -92,80 +105,101 @@ struct Hits {
     sent: i64,
 }
 
-/// Started once for each boot.
-#[test]
-fn goes_on() {
-    let seed = std::env::var("COOPER_POWER_SEED").unwrap_or_default();
-    let last = std::env::var("COOPER_POWER_LAST").is_ok_and(|last| last == "1");
-    let before = found();
-    let begin = Instant::now();
-    let daemon = Daemon::at(Path::new(ROOT));
-    let took = begin.elapsed();
-    let rt = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    // What the client has is on no disk: it does not forget with the guest.
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let client = rt.block_on(Client::connect(&daemon.address())).unwrap();
-    let work = Work::new(client, dir.path(), seed.parse().unwrap_or(1));
-    check_unfinished();
-    check_folders();
-    rt.block_on(async {
-        let usage = work.client.disk_usage(DiskUsageRequest::default()).await;
-        let records = usage.unwrap().len();
-        let mut hits = Hits::default();
-        for chain in 0..CHAINS {
-            work.check_chain(chain, STEPS, &mut hits).await;
+impl Booted {
+    /// Starts the daemon, and fails the test when something is wrong or missing.
+    pub(crate) fn begin(boot: Boot<'_>) -> Self {
+        let root = boot.root;
+        let folders = root.join("runc/snapshots/overlayfs/s");
+        let before = std::fs::read_dir(folders).map_or(0, Iterator::count);
+        let begin = Instant::now();
+        let daemon = Daemon::at(root, CONFIG);
+        let took = begin.elapsed();
+        let rt = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let client = rt.block_on(Client::connect(&daemon.address())).unwrap();
+        let promise = Promise {
+            now: Promised::default(),
+            taken: 0,
+            say: boot.say,
+        };
+        let work = Work::new(client, dir.path(), boot.seed, promise);
+        // The daemon has begun and nobody has asked it for anything.
+        let left = leak::in_root(root);
+        assert!(left.is_empty(), "unfinished after a cut: {left:?}");
+        check_folders(root);
+        let report = rt.block_on(async {
+            let usage = work.client.disk_usage(DiskUsageRequest::default()).await;
+            let records = usage.unwrap().len();
+            let mut hits = Hits::default();
+            for chain in 0..CHAINS {
+                work.check_chain(chain, STEPS, &mut hits).await;
+            }
+            let kept = work.check_kept().await;
+            let sent = work.check_local(false).await;
+            work.check_image().await;
+            let report = format!(
+                "serves after {} ms; folders before {before}, records {records}; steps that were \
+                 there: {} of {}; files in the cache mount: {kept}; bytes sent of the local \
+                 source: {sent} of {}",
+                took.as_millis(),
+                hits.cached,
+                hits.all,
+                FILES * SMALL as u64,
+            );
+            let Promised { steps, files } = boot.promised;
+            assert!(
+                hits.cached >= steps && kept >= files,
+                "{steps} steps and {files} files in the cache mount were durable: {report}"
+            );
+            report
+        });
+        Self {
+            root: root.to_owned(),
+            work,
+            rt,
+            daemon,
+            _dir: dir,
+            report,
         }
-        let kept = work.check_kept().await;
-        let sent = work.check_local(false).await;
-        work.check_image().await;
-        println!(
-            "\npower: serves after {} ms; folders before {before}, records {records}; steps that \
-             were there: {} of {}; files in the cache mount: {kept}; bytes sent of the local source: {sent} \
-             of {}",
-            took.as_millis(),
-            hits.cached,
-            hits.all,
-            FILES * SMALL as u64,
-        );
-        let (steps, files) = promised();
-        assert!(
-            hits.cached >= steps && kept >= files,
-            "{steps} steps and {files} files in the cache mount were durable"
-        );
-    });
-    if last {
-        drop((work, rt, daemon));
-        check_folders();
-        return;
     }
-    // Nothing is going on: all of it becomes durable, and so it has to be there.
-    boots::wait_durable(Path::new(ROOT));
-    work.promise(|promise| {
-        promise.steps = usize::try_from(CHAINS * STEPS).unwrap();
-        promise.kept = usize::try_from(ADDED).unwrap();
-    });
-    println!("power: works");
-    rt.block_on(work.until_the_cut());
-}
 
-/// How many folders of snapshots the cut left.
-fn found() -> usize {
-    std::fs::read_dir(format!("{ROOT}/runc/snapshots/overlayfs/s")).map_or(0, Iterator::count)
-}
+    /// Lets all of it become durable, says so, and works until `cut` has come.
+    pub(crate) fn work(&self, cut: impl Future<Output = ()>) {
+        // Nothing is going on now.
+        boots::wait_durable(&self.root);
+        self.work.promise(|promise| {
+            promise.now = Promised {
+                steps: usize::try_from(CHAINS * STEPS).unwrap(),
+                files: usize::try_from(ADDED).unwrap(),
+            };
+        });
+        self.rt.block_on(async {
+            tokio::select! {
+                biased;
+                () = cut => {}
+                () = self.work.until_the_cut(&self.root) => {}
+            }
+        });
+    }
 
-/// The daemon has begun and nobody has asked it for anything: nothing unfinished is left.
-fn check_unfinished() {
-    let left = leak::in_root(Path::new(ROOT));
-    assert!(left.is_empty(), "unfinished after a cut: {left:?}");
+    /// The machine is gone: the daemon ends as it is.
+    pub(crate) fn kill(mut self) {
+        self.daemon.kill();
+    }
+
+    /// Ends the daemon well, and looks at what it leaves.
+    pub(crate) fn end(self) {
+        drop((self.work, self.rt, self.daemon));
+        check_folders(&self.root);
+    }
 }
 
 /// Each record of a snapshot has its folder, and blobs are what they are called.
-fn check_folders() {
-    let root = Path::new(ROOT);
+fn check_folders(root: &Path) {
     let missing = leak::missing_in_root(root);
     assert!(missing.is_empty(), "records without content: {missing:?}");
     let blobs = root.join("runc/content/blobs/sha256");
@@ -178,7 +212,7 @@ fn check_folders() {
 }
 
 impl Work {
-    fn new(client: Client, dir: &Path, seed: u64) -> Self {
+    fn new(client: Client, dir: &Path, seed: u64, promise: Promise) -> Self {
         let base = dir.join("base");
         std::fs::create_dir_all(base.join("bin")).unwrap();
         std::fs::copy("/bin/busybox", base.join("bin/busybox")).unwrap();
@@ -200,7 +234,7 @@ impl Work {
             local,
             out,
             random: Mutex::new(seed | 1),
-            promise: Mutex::default(),
+            promise: Mutex::new(promise),
         };
         for file in 0..FILES {
             work.write(file, work.random(VERSIONS));
@@ -212,7 +246,7 @@ impl Work {
     fn promise(&self, change: impl FnOnce(&mut Promise)) {
         let mut promise = self.promise.lock().unwrap();
         change(&mut promise);
-        promise.say();
+        (promise.say)(promise.now);
     }
 
     /// A number below `most` (xorshift64).
@@ -244,7 +278,7 @@ impl Work {
         (0..steps).fold(self.base(), |state, step| {
             state.run(sh(&format!(
                 "mkdir -p /o; yes '{chain} {step}' | head -c {LARGE} > /o/{step}; \
-                 for i in $(seq 20); do echo {chain} {step} $i > /o/{step}-$i; done"
+                 for i in $(seq 10); do echo {chain} {step} $i > /o/{step}-$i; done"
             )))
         })
     }
@@ -301,7 +335,7 @@ impl Work {
                 step.to_string(),
                 repeated(&format!("{chain} {step}"), LARGE),
             );
-            for i in 1..=20 {
+            for i in 1..=10 {
                 same(
                     format!("{step}-{i}"),
                     format!("{chain} {step} {i}\n").into(),
@@ -389,7 +423,7 @@ impl Work {
     }
 
     /// Builds and prunes until there is no more power.
-    async fn until_the_cut(&self) {
+    async fn until_the_cut(&self, root: &Path) {
         let chains = async {
             loop {
                 let steps = 1 + self.random(STEPS);
@@ -405,14 +439,16 @@ impl Work {
                 // What nobody writes to is made durable.
                 tokio::time::sleep(Duration::from_millis(self.random(6_000))).await;
                 self.check_local(true).await;
-                self.promise(|promise| promise.kept = 0);
+                self.promise(|promise| promise.now.files = 0);
                 let taken = self.promise.lock().unwrap().taken;
                 self.check_kept().await;
                 if self.random(2) == 0 {
-                    boots::wait_durable(Path::new(ROOT));
+                    let root = root.to_owned();
+                    let waiting = tokio::task::spawn_blocking(move || boots::wait_durable(&root));
+                    waiting.await.unwrap();
                     self.promise(|promise| {
                         if promise.taken == taken && taken.is_multiple_of(2) {
-                            promise.kept = usize::try_from(ADDED).unwrap();
+                            promise.now.files = usize::try_from(ADDED).unwrap();
                         }
                     });
                 }
@@ -428,7 +464,7 @@ impl Work {
                 let (mounts_only, request) = match self.random(3) {
                     0 => (false, all),
                     1 => {
-                        let max_used_space = 4 << 20;
+                        let max_used_space = 2 << 20;
                         let some = PruneRequest {
                             max_used_space,
                             ..all
@@ -443,9 +479,9 @@ impl Work {
                 };
                 self.promise(|promise| {
                     promise.taken += 1;
-                    promise.kept = 0;
+                    promise.now.files = 0;
                     if !mounts_only {
-                        promise.steps = 0;
+                        promise.now.steps = 0;
                     }
                 });
                 let pruned = self.client.prune(request).await.unwrap();
