@@ -83,6 +83,8 @@ pub(crate) struct Booted {
     daemon: Daemon,
     // What the client has is on no disk: it does not forget with the machine.
     _dir: tempfile::TempDir,
+    /// How many steps were asked for: not all are where the files that they give are kept.
+    steps: usize,
     /// What was there, for people.
     pub(crate) report: String,
 }
@@ -131,7 +133,7 @@ impl Booted {
         let left = leak::in_root(root);
         assert!(left.is_empty(), "unfinished after a cut: {left:?}");
         check_folders(root);
-        let report = rt.block_on(async {
+        let (steps, report) = rt.block_on(async {
             let usage = work.client.disk_usage(DiskUsageRequest::default()).await;
             let records = usage.unwrap().len();
             let mut hits = Hits::default();
@@ -155,7 +157,7 @@ impl Booted {
                 hits.cached >= steps && kept >= files,
                 "{steps} steps and {files} files in the cache mount were durable: {report}"
             );
-            report
+            (hits.all, report)
         });
         Self {
             root: root.to_owned(),
@@ -163,6 +165,7 @@ impl Booted {
             rt,
             daemon,
             _dir: dir,
+            steps,
             report,
         }
     }
@@ -173,7 +176,7 @@ impl Booted {
         boots::wait_durable(&self.root);
         self.work.promise(|promise| {
             promise.now = Promised {
-                steps: usize::try_from(CHAINS * STEPS).unwrap(),
+                steps: self.steps,
                 files: usize::try_from(ADDED).unwrap(),
             };
         });
@@ -443,9 +446,10 @@ impl Work {
                 let taken = self.promise.lock().unwrap().taken;
                 self.check_kept().await;
                 if self.random(2) == 0 {
-                    let root = root.to_owned();
-                    let waiting = tokio::task::spawn_blocking(move || boots::wait_durable(&root));
-                    waiting.await.unwrap();
+                    let written = boots::Written::now(root);
+                    while !written.is_durable() {
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
                     self.promise(|promise| {
                         if promise.taken == taken && taken.is_multiple_of(2) {
                             promise.now.files = usize::try_from(ADDED).unwrap();
