@@ -20,7 +20,8 @@
 //! snapshots.prepare(&key, None).await?;
 //! assert_eq!(snapshots.mounts(&key).await?[0].kind, "bind");
 //! snapshots.commit(&key, &name).await?;
-//! assert_eq!(snapshots.usage(&name).await?.inodes, 1);
+//! // The folder of the snapshot, and in it the root.
+//! assert_eq!(snapshots.usage(&name).await?.inodes, 2);
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! # }).unwrap();
 //! ```

@@ -135,7 +135,7 @@ impl Mount {
     }
 }
 
-/// What a snapshot itself takes on disk, its parents not included.
+/// What a snapshot itself takes on disk, the folder that holds it included and its parents not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of its blocks; a file with several names counts once.
