@@ -139,6 +139,12 @@ pub struct Forgotten {
 }
 
 impl Inner {
+    fn connect(&mut self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+        for (from, link) in links {
+            self.link(from, link.to_text().into(), id.clone());
+        }
+    }
+
     fn link(&mut self, from: KeyId, link: Arc<str>, to: KeyId) {
         let end = (from.clone(), link.clone());
         let targets = match self.links.entry(end.clone()) {
@@ -266,17 +272,12 @@ impl KeyStore for MemoryKeyStore {
             journal.add(&entry.id, noted);
         }
         let mut inner = self.lock();
-        for (from, link) in entry.links {
-            inner.link(from, link.to_text().into(), entry.id.clone());
-        }
+        inner.connect(&entry.id, entry.links);
         inner.result(entry.id, entry.result);
     }
 
     fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
-        let mut inner = self.lock();
-        for (from, link) in links {
-            inner.link(from, link.to_text().into(), id.clone());
-        }
+        self.lock().connect(id, links);
     }
 
     fn release(&self, result: &str) {

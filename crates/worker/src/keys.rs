@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cooper_solver::{CacheResult, Journal, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
-use cooper_store::{Store, StoreError, Table};
+use cooper_store::{Store, StoreError, Table, Write};
 
 use crate::journal::{StoredJournal, write_pruned};
 
@@ -86,7 +86,7 @@ impl StoredKeys {
 
     fn write<F>(&self, function: F)
     where
-        F: FnOnce(&mut cooper_store::Write<'_>) -> Result<(), StoreError> + Send + 'static,
+        F: FnOnce(&mut Write<'_>) -> Result<(), StoreError> + Send + 'static,
     {
         // Nobody waits for the end; a store that fails says so to those who write refs.
         if let Err(error) = self.store.submit(function) {
@@ -103,6 +103,17 @@ fn result_row(result: &str, key: &KeyId) -> String {
     format!("{result} {}", key.as_str())
 }
 
+fn put_links(
+    tx: &mut Write<'_>,
+    links: &[(KeyId, Arc<Link>)],
+    to: &KeyId,
+) -> Result<(), StoreError> {
+    for (from, link) in links {
+        tx.put(&LINKS, &link_row(from, &link.to_text(), to), &())?;
+    }
+    Ok(())
+}
+
 impl KeyStore for StoredKeys {
     fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId> {
         self.memory.links(from, link)
@@ -117,9 +128,7 @@ impl KeyStore for StoredKeys {
         let noted = entry.noted.clone();
         let note = noted.map(|noted| self.journal.writing(&entry.id, noted));
         self.write(move |tx| {
-            for (from, link) in &entry.links {
-                tx.put(&LINKS, &link_row(from, &link.to_text(), &entry.id), &())?;
-            }
+            put_links(tx, &entry.links, &entry.id)?;
             let since = entry
                 .result
                 .created_at
@@ -138,12 +147,7 @@ impl KeyStore for StoredKeys {
     fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
         self.memory.connect(id, links.clone());
         let id = id.clone();
-        self.write(move |tx| {
-            for (from, link) in &links {
-                tx.put(&LINKS, &link_row(from, &link.to_text(), &id), &())?;
-            }
-            Ok(())
-        });
+        self.write(move |tx| put_links(tx, &links, &id));
     }
 
     fn release(&self, result: &str) {
