@@ -1,4 +1,5 @@
-//! The programs under `examples/`: others' in all but place, with a workspace of their own.
+//! The programs under `examples/`: others' in all but place, with a workspace of their own. And
+//! those of crates that are for others, too, each of which uses that crate alone.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{cargo, check};
 use crate::workspace;
+
+/// Programs that fail when what they show is not so: the crate, and the program.
+const OF_CRATES: [(&str, &str); 3] = [
+    ("cooper-solver", "make"),
+    ("cooper-solver", "explain"),
+    ("cooper-cache", "states"),
+];
 
 /// The most lines that running a command in a container may take.
 const LINES: usize = 30;
@@ -71,7 +79,16 @@ pub(crate) fn run() -> Result<()> {
             "the image's layers are {said:?}"
         );
     }
-    eprintln!("examples: both run with the installed runtime and with the built-in one");
+    for (package, name) in OF_CRATES {
+        check(&mut cargo(&[
+            "run",
+            "--package",
+            package,
+            "--example",
+            name,
+        ]))?;
+    }
+    eprintln!("examples: all run, those with containers also with the built-in runtime");
     Ok(())
 }
 

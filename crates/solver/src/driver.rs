@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use crate::core::{
-    ByNumber, CacheId, Command, Core, Errors, Outcome, RequestId, Spec, TaskId, VertexId, Work,
+    ByNumber, CacheId, Command, Core, Errors, Name, Outcome, RequestId, Spec, TaskId, VertexId,
+    Work,
 };
 use crate::explain::{Journal, Miss, MissInput};
 use crate::runner::{Runner, describe, failure};
-use crate::shared::{Explained, Fan, JobId, Shared};
+use crate::shared::{Explained, Fan, JobId, Member, Shared};
 use crate::{
     CacheMap, CacheSource, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig,
     Vertex,
@@ -46,10 +47,18 @@ pub(crate) enum Message<D: Domain> {
     },
 }
 
-/// A job: what operations may ask it for, and who listens.
-type Member<D> = (Arc<<D as Domain>::Job>, Arc<dyn Sink>, Arc<Explained>);
 /// Failures are shared, not copied.
-pub(crate) type Failure = Arc<SolveError>;
+pub(crate) type Failure = Arc<Failed>;
+
+pub(crate) enum Failed {
+    Known(SolveError),
+    /// The core knows vertices by their numbers, users by their names.
+    NoOutput {
+        vertex: VertexId,
+        index: usize,
+        count: usize,
+    },
+}
 type CoreOf<D> = Core<<D as Domain>::Output, Failure>;
 pub(crate) type OutcomeOf<D> = Outcome<<D as Domain>::Output, Failure>;
 
@@ -65,7 +74,7 @@ pub(crate) struct Driver<D: Domain> {
     journal: Option<Arc<dyn Journal>>,
     /// How many cache maps have arrived.
     maps: u64,
-    jobs: HashMap<JobId, Member<D>>,
+    jobs: HashMap<JobId, Arc<Member<D>>>,
     vertices: ByNumber<Entry<D>>,
     caches: HashMap<CacheId, Arc<dyn CacheSource<D>>>,
     cache_names: HashMap<String, CacheId>,
@@ -89,13 +98,16 @@ struct Entry<D: Domain> {
 impl<D: Domain> Driver<D> {
     pub(crate) fn new(config: SolverConfig<D>) -> Self {
         let errors = Errors {
-            missing: |digest, index, count| {
-                let name = digest.to_owned();
-                Arc::new(SolveError::NoOutput { name, index, count })
+            missing: |vertex, index, count| {
+                Arc::new(Failed::NoOutput {
+                    vertex,
+                    index,
+                    count,
+                })
             },
             stuck: |state| {
                 tracing::error!(state, "a build waits for nothing");
-                Arc::new(SolveError::Stuck)
+                Arc::new(Failed::Known(SolveError::Stuck))
             },
         };
         Self {
@@ -138,7 +150,13 @@ impl<D: Domain> Driver<D> {
                 sink,
                 explained,
             } => {
-                self.jobs.insert(id, (job, sink, explained));
+                let member = Member {
+                    id,
+                    job,
+                    sink,
+                    explained,
+                };
+                self.jobs.insert(id, Arc::new(member));
             }
             Message::EndJob { id } => {
                 let commands = self.core.end_job(id);
@@ -181,8 +199,8 @@ impl<D: Domain> Driver<D> {
         caches: Vec<Arc<dyn CacheSource<D>>>,
     ) -> Result<VertexId, SolveError> {
         let caches: Vec<_> = caches.into_iter().map(|cache| self.cache(cache)).collect();
-        let mut here: HashMap<Arc<str>, VertexId> = HashMap::with_capacity(vertices.len());
-        for vertex in vertices {
+        let mut here: HashMap<&str, VertexId> = HashMap::with_capacity(vertices.len());
+        for vertex in &vertices {
             let mut inputs = Vec::with_capacity(vertex.inputs.len());
             for input in &vertex.inputs {
                 let id = here.get(input.vertex.as_ref());
@@ -191,18 +209,17 @@ impl<D: Domain> Driver<D> {
                 })?;
                 inputs.push((*id, input.index));
             }
-            let digest: Arc<str> = vertex.digest.as_ref().into();
             let spec = Spec {
-                digest: digest.clone(),
+                name: Name::of(vertex.digest.as_ref()),
                 inputs,
                 ignore_cache: vertex.options.ignore_cache,
             };
             let id = self.core.add(job, spec, &caches);
             self.vertices.entry(id).or_insert_with(|| Entry {
-                shared: Arc::new(Shared::new(vertex)),
+                shared: Arc::new(Shared::new(vertex.clone())),
                 map: None,
             });
-            here.insert(digest, id);
+            here.insert(vertex.digest.as_ref(), id);
         }
         let found = here.get(edge.vertex.as_ref());
         found.copied().ok_or_else(|| SolveError::MissingVertex {
@@ -244,7 +261,7 @@ impl<D: Domain> Driver<D> {
                 }
                 Command::Reply { request, result } => {
                     if let Some(reply) = self.replies.remove(&request) {
-                        let _ = reply.send(result.map_err(|error| self.named(error)));
+                        let _ = reply.send(result.map_err(|error| self.named(&error)));
                     }
                 }
                 Command::Cached { vertex } => {
@@ -256,12 +273,10 @@ impl<D: Domain> Driver<D> {
                     }
                 }
                 Command::Joined { vertex, job } => {
-                    if let (Some(entry), Some((data, sink, explained))) =
+                    if let (Some(entry), Some(member)) =
                         (self.vertices.get(&vertex), self.jobs.get(&job))
                     {
-                        entry
-                            .shared
-                            .join(job, data.clone(), sink.clone(), explained.clone());
+                        entry.shared.join(member.clone());
                     }
                 }
                 Command::Left { vertex, job } => {
@@ -298,15 +313,18 @@ impl<D: Domain> Driver<D> {
         }
     }
 
-    /// The core knows a vertex by its digest, users by its name.
-    fn named(&self, error: Failure) -> SolveError {
-        let SolveError::NoOutput { name, index, count } = &*error else {
-            return (*error).clone();
+    fn named(&self, error: &Failed) -> SolveError {
+        let (vertex, index, count) = match error {
+            Failed::Known(error) => return error.clone(),
+            Failed::NoOutput {
+                vertex,
+                index,
+                count,
+            } => (vertex, *index, *count),
         };
-        let (name, index, count) = (name.clone(), *index, *count);
-        let vertices = self.vertices.values().map(|entry| &entry.shared.vertex);
-        let mut named = vertices.filter(|vertex| vertex.digest.as_ref() == name);
-        let name = named.next().map_or(name, |vertex| vertex.name.clone());
+        // Whoever takes an output needs the vertex, so it is there.
+        let entry = self.vertices.get(vertex);
+        let name = entry.map_or_else(String::new, |entry| entry.shared.vertex.name.clone());
         SolveError::NoOutput { name, index, count }
     }
 

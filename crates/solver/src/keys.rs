@@ -30,7 +30,7 @@ impl KeyId {
         for (from, link) in links {
             hash.update(from.as_str());
             hash.update(" ");
-            hash.update(link.to_text());
+            hash.update(link.as_str());
             hash.update("\n");
         }
         // 160 bits: nobody finds two that are equal.
@@ -57,9 +57,13 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// How the key of an input leads to the key of an operation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Link {
+/// How the key of an input leads to the key of an operation. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Link(Arc<str>);
+
+/// What a [`Link`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkParts {
     /// Which input of the operation.
     pub input: usize,
     /// Which output of the operation.
@@ -71,10 +75,44 @@ pub struct Link {
 }
 
 impl Link {
+    /// A link to `output` of the operation `digest` from its input number `input`, of which it
+    /// looks at the part `selector`, or at all of it or its content.
+    pub fn new(input: usize, output: usize, digest: &Digest, selector: Option<&Digest>) -> Self {
+        let selector = selector.map(Digest::as_ref).unwrap_or("");
+        Self(format!("{input}/{output}/{digest}/{selector}").into())
+    }
+
+    /// Takes the text of a link that was kept.
+    pub fn from_text(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// One text for the whole link, unique and without spaces.
-    pub fn to_text(&self) -> String {
-        let selector = self.selector.as_ref().map(Digest::as_ref).unwrap_or("");
-        format!("{}/{}/{}/{selector}", self.input, self.output, self.digest)
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What it says; `None` when its text is none that this crate made.
+    pub fn parts(&self) -> Option<LinkParts> {
+        let parts: Vec<_> = self.0.split('/').collect();
+        let [input, output, digest, selector] = parts[..] else {
+            return None;
+        };
+        Some(LinkParts {
+            input: input.parse().ok()?,
+            output: output.parse().ok()?,
+            digest: digest.parse().ok()?,
+            selector: match selector {
+                "" => None,
+                selector => Some(selector.parse().ok()?),
+            },
+        })
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -82,7 +120,7 @@ impl Link {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheResult {
     /// Names it in the [`crate::ResultStore`].
-    pub id: String,
+    pub id: Arc<str>,
     /// When it was made.
     pub created_at: SystemTime,
 }
@@ -93,7 +131,7 @@ pub struct KeyEntry {
     /// The key.
     pub id: KeyId,
     /// Where it is reached from.
-    pub links: Vec<(KeyId, Arc<Link>)>,
+    pub links: Vec<(KeyId, Link)>,
     /// What was made.
     pub result: CacheResult,
     /// What it was made of, to be kept in the same step; only when there is a
@@ -115,7 +153,7 @@ pub trait KeyStore: Send + Sync {
     fn add(&self, entry: KeyEntry);
 
     /// Keeps links to a key that has no result of its own: something that has one follows.
-    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>);
+    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Link)>);
 
     /// Forgets a result that is no more, and the keys that nothing hangs on any more.
     fn release(&self, result: &str);
@@ -124,5 +162,32 @@ pub trait KeyStore: Send + Sync {
     /// is described.
     fn journal(&self) -> Option<Arc<dyn Journal>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_link_is_its_text() {
+        let digest =
+            |letter: &str| -> Digest { format!("sha256:{}", letter.repeat(64)).parse().unwrap() };
+        for selector in [None, Some(digest("b"))] {
+            let link = Link::new(3, 1, &digest("a"), selector.as_ref());
+            let kept = Link::from_text(link.as_str());
+            assert_eq!(kept, link);
+            let parts = LinkParts {
+                input: 3,
+                output: 1,
+                digest: digest("a"),
+                selector,
+            };
+            assert_eq!(kept.parts(), Some(parts));
+        }
+        for wrong in ["", "1/2", "1/2/x/", "a/0/sha256:00/", "0/0/0/0/0"] {
+            assert_eq!(Link::from_text(wrong).parts(), None, "{wrong}");
+        }
     }
 }

@@ -64,7 +64,7 @@ pub use explain::{
     MAX_FILES, MemoryJournal, Note, NoteInput, Noted, Part, Pruned, Recent, without_position,
 };
 pub use job::{Job, MemoryResults, Solver, SolverConfig};
-pub use keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
+pub use keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link, LinkParts};
 pub use memory::{Forgotten, MemoryKeyStore};
 pub use oci_spec::image::Digest;
 pub use vertex::{

@@ -1,6 +1,5 @@
 //! Keys in memory.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::mem::take;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +12,10 @@ use crate::keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
 /// So many links of a key are followed when another one went, to see whether they lead to a
 /// result.
 const FEW: usize = 4;
+/// So many links of a key are looked through one by one.
+const LISTED: usize = 8;
 
-/// Keeps keys in memory: about 700 bytes for one with one link and one result.
+/// Keeps keys in memory: about 600 bytes for one with one link and one result.
 #[derive(Default)]
 pub struct MemoryKeyStore {
     inner: Mutex<Inner>,
@@ -23,8 +24,7 @@ pub struct MemoryKeyStore {
 
 #[derive(Clone, Default)]
 struct Inner {
-    nodes: HashMap<KeyId, Node>,
-    links: HashMap<(KeyId, Arc<str>), Vec<KeyId>>,
+    nodes: HashMap<KeyId, Box<Node>>,
     /// The keys that each result hangs on.
     owners: HashMap<Arc<str>, Vec<KeyId>>,
 }
@@ -34,14 +34,105 @@ struct Inner {
 struct Node {
     results: Vec<CacheResult>,
     /// What leads to it.
-    back: Vec<(KeyId, Arc<str>)>,
-    /// The links that lead away from it.
-    out: HashSet<Arc<str>>,
+    back: Vec<(KeyId, Link)>,
+    /// What it leads to.
+    out: Links,
+}
+
+/// Where links lead. Most keys have one, some have as many as a graph has vertices.
+#[derive(Clone)]
+enum Links {
+    Few(Vec<(Link, Vec<KeyId>)>),
+    Many(HashMap<Link, Vec<KeyId>>),
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Links {
+    fn len(&self) -> usize {
+        match self {
+            Self::Few(links) => links.len(),
+            Self::Many(links) => links.len(),
+        }
+    }
+
+    fn get(&self, link: &Link) -> &[KeyId] {
+        let found = match self {
+            Self::Few(links) => links.iter().find(|(known, _)| known == link),
+            Self::Many(links) => return links.get(link).map_or(&[], Vec::as_slice),
+        };
+        found.map_or(&[], |(_, targets)| targets)
+    }
+
+    fn get_mut(&mut self, link: &Link) -> Option<&mut Vec<KeyId>> {
+        match self {
+            Self::Few(links) => {
+                let found = links.iter_mut().find(|(known, _)| known == link);
+                found.map(|(_, targets)| targets)
+            }
+            Self::Many(links) => links.get_mut(link),
+        }
+    }
+
+    /// Says whether it is new.
+    fn add(&mut self, link: &Link, to: &KeyId) -> bool {
+        if let Some(targets) = self.get_mut(link) {
+            let new = !targets.contains(to);
+            if new {
+                targets.push(to.clone());
+            }
+            return new;
+        }
+        if let Self::Few(links) = self
+            && links.len() == LISTED
+        {
+            *self = Self::Many(take(links).into_iter().collect());
+        }
+        let mut targets = Vec::new();
+        push(&mut targets, to.clone());
+        match self {
+            Self::Few(links) => push(links, (link.clone(), targets)),
+            Self::Many(links) => drop(links.insert(link.clone(), targets)),
+        }
+        true
+    }
+
+    /// Says whether the link leads nowhere any more.
+    fn remove(&mut self, link: &Link, to: &KeyId) -> bool {
+        let Some(targets) = self.get_mut(link) else {
+            return false;
+        };
+        targets.retain(|target| target != to);
+        if !targets.is_empty() {
+            return false;
+        }
+        match self {
+            Self::Few(links) => links.retain(|(known, _)| known != link),
+            Self::Many(links) => drop(links.remove(link)),
+        }
+        true
+    }
+
+    fn for_each(&self, mut each: impl FnMut(&Link, &KeyId)) {
+        let mut all = |link: &Link, targets: &[KeyId]| {
+            for target in targets {
+                each(link, target);
+            }
+        };
+        match self {
+            Self::Few(links) => links.iter().for_each(|(link, to)| all(link, to)),
+            Self::Many(links) => links.iter().for_each(|(link, to)| all(link, to)),
+        }
+    }
 }
 
 impl Node {
     fn is_bare(&self) -> bool {
-        self.results.is_empty() && self.out.is_empty()
+        self.results.is_empty() && self.out.len() == 0
     }
 }
 
@@ -86,12 +177,10 @@ impl MemoryKeyStore {
         };
         let mut inner = Inner::default();
         let old = self.lock();
-        for ((from, link), targets) in &old.links {
-            for target in targets {
-                inner.link(name(from), link.clone(), name(target));
-            }
-        }
         for (id, node) in &old.nodes {
+            node.out.for_each(|link, to| {
+                inner.link(name(id), link, name(to));
+            });
             for result in &node.results {
                 inner.result(name(id), result.clone());
             }
@@ -102,9 +191,9 @@ impl MemoryKeyStore {
         }
     }
 
-    /// Takes a link in the form that [`Link::to_text`] gives; for loading what was kept.
-    pub fn load_link(&self, from: KeyId, link: String, to: KeyId) {
-        self.lock().link(from, link.into(), to);
+    /// Takes a link; for loading what was kept.
+    pub fn load_link(&self, from: KeyId, link: Link, to: KeyId) {
+        self.lock().link(from, &link, to);
     }
 
     /// Takes a result; for loading what was kept.
@@ -114,7 +203,7 @@ impl MemoryKeyStore {
 
     /// Whether nothing hangs on `id` and nothing leads from it: it may be forgotten.
     pub fn is_bare(&self, id: &KeyId) -> bool {
-        self.lock().nodes.get(id).is_none_or(Node::is_bare)
+        self.lock().nodes.get(id).is_none_or(|node| node.is_bare())
     }
 
     /// Forgets a result, with the keys that then lead to no result any more. Returns what was
@@ -135,32 +224,22 @@ pub struct Forgotten {
     /// The keys that the result hung on.
     pub keys: Vec<KeyId>,
     /// The links: from, how, to.
-    pub links: Vec<(KeyId, String, KeyId)>,
+    pub links: Vec<(KeyId, Link, KeyId)>,
 }
 
 impl Inner {
-    fn connect(&mut self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+    fn connect(&mut self, id: &KeyId, links: Vec<(KeyId, Link)>) {
         for (from, link) in links {
-            self.link(from, link.to_text().into(), id.clone());
+            self.link(from, &link, id.clone());
         }
     }
 
-    fn link(&mut self, from: KeyId, link: Arc<str>, to: KeyId) {
-        let end = (from.clone(), link.clone());
-        let targets = match self.links.entry(end.clone()) {
-            Entry::Occupied(entry) => {
-                if entry.get().contains(&to) {
-                    return;
-                }
-                entry.into_mut()
-            }
-            Entry::Vacant(entry) => {
-                self.nodes.entry(from).or_default().out.insert(link);
-                entry.insert(Vec::new())
-            }
-        };
-        push(targets, to.clone());
-        push(&mut self.nodes.entry(to).or_default().back, end);
+    fn link(&mut self, from: KeyId, link: &Link, to: KeyId) {
+        let node = self.nodes.entry(from.clone()).or_default();
+        if node.out.add(link, &to) {
+            let back = &mut self.nodes.entry(to).or_default().back;
+            push(back, (from, link.clone()));
+        }
     }
 
     fn result(&mut self, id: KeyId, result: CacheResult) {
@@ -168,7 +247,7 @@ impl Inner {
         match node.results.iter_mut().find(|known| known.id == result.id) {
             Some(known) => *known = result,
             None => {
-                let owners = self.owners.entry(result.id.as_str().into());
+                let owners = self.owners.entry(result.id.clone());
                 push(owners.or_default(), id);
                 push(&mut node.results, result);
             }
@@ -179,7 +258,7 @@ impl Inner {
         let mut forgotten = Forgotten::default();
         for id in self.owners.remove(result).unwrap_or_default() {
             if let Some(node) = self.nodes.get_mut(&id) {
-                node.results.retain(|known| known.id != result);
+                node.results.retain(|known| &*known.id != result);
             }
             forgotten.keys.push(id);
         }
@@ -192,7 +271,7 @@ impl Inner {
                 for end in take(&mut node.back) {
                     self.unlink(end, &key, &mut open, &mut forgotten);
                 }
-                if self.nodes.get(&key).is_some_and(Node::is_bare) {
+                if self.nodes.get(&key).is_some_and(|node| node.is_bare()) {
                     self.nodes.remove(&key);
                 }
             }
@@ -214,51 +293,40 @@ impl Inner {
             if !node.results.is_empty() {
                 return Vec::new();
             }
-            for link in &node.out {
-                let targets = self.links.get(&(key.clone(), link.clone()));
-                for target in targets.into_iter().flatten() {
-                    if seen.insert(target.clone()) {
-                        all.push(target.clone());
-                    }
+            node.out.for_each(|_, target| {
+                if seen.insert(target.clone()) {
+                    all.push(target.clone());
                 }
-            }
+            });
         }
         all
     }
 
     fn unlink(
         &mut self,
-        end: (KeyId, Arc<str>),
+        (from, link): (KeyId, Link),
         to: &KeyId,
         open: &mut Vec<KeyId>,
         forgotten: &mut Forgotten,
     ) {
-        if let Some(targets) = self.links.get_mut(&end) {
-            targets.retain(|target| target != to);
-            if targets.is_empty() {
-                self.links.remove(&end);
-                if let Some(node) = self.nodes.get_mut(&end.0) {
-                    node.out.remove(&end.1);
-                    // With few links left they may all lead in circles.
-                    if node.results.is_empty() && node.out.len() <= FEW {
-                        open.push(end.0.clone());
-                    }
-                }
-            }
+        if let Some(node) = self.nodes.get_mut(&from)
+            && node.out.remove(&link, to)
+            // With few links left they may all lead in circles.
+            && node.results.is_empty()
+            && node.out.len() <= FEW
+        {
+            open.push(from.clone());
         }
-        let (from, link) = end;
-        forgotten.links.push((from, link.to_string(), to.clone()));
+        forgotten.links.push((from, link, to.clone()));
     }
 }
 
 impl KeyStore for MemoryKeyStore {
     fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId> {
         let inner = self.lock();
-        if inner.nodes.get(from).is_none_or(|node| node.out.is_empty()) {
-            return Vec::new();
-        }
-        let found = inner.links.get(&(from.clone(), link.to_text().into()));
-        found.cloned().unwrap_or_default()
+        let node = inner.nodes.get(from);
+        node.map(|node| node.out.get(link).to_vec())
+            .unwrap_or_default()
     }
 
     fn results(&self, id: &KeyId) -> Vec<CacheResult> {
@@ -276,7 +344,7 @@ impl KeyStore for MemoryKeyStore {
         inner.result(entry.id, entry.result);
     }
 
-    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Link)>) {
         self.lock().connect(id, links);
     }
 
@@ -314,13 +382,8 @@ mod tests {
             .unwrap()
     }
 
-    fn link() -> Arc<Link> {
-        Arc::new(Link {
-            input: 0,
-            output: 0,
-            digest: digest('b'),
-            selector: None,
-        })
+    fn link() -> Link {
+        Link::new(0, 0, &digest('b'), None)
     }
 
     fn result(id: &str) -> CacheResult {
@@ -341,7 +404,7 @@ mod tests {
 
     fn is_empty(store: &MemoryKeyStore) -> bool {
         let inner = store.lock();
-        inner.nodes.is_empty() && inner.links.is_empty() && inner.owners.is_empty()
+        inner.nodes.is_empty() && inner.owners.is_empty()
     }
 
     #[test]
@@ -357,6 +420,27 @@ mod tests {
         store.release("two");
         assert_eq!(found(), []);
         assert!(store.is_bare(&a) && store.is_bare(&b));
+        assert!(is_empty(&store));
+    }
+
+    #[test]
+    fn a_key_with_many_links_finds_each_of_them() {
+        let store = MemoryKeyStore::default();
+        let (from, count) = (KeyId::new("from"), 3 * LISTED);
+        let links = |number: usize| Link::new(number, 0, &digest('b'), None);
+        let key = |number: usize| KeyId::new(&format!("to {number}"));
+        for number in 0..count {
+            let mut entry = entry(&key(number), &[], &format!("{number}"));
+            entry.links = vec![(from.clone(), links(number)); 2];
+            store.add(entry);
+        }
+        for number in 0..count {
+            let found = KeyStore::links(&store, &from, &links(number));
+            assert_eq!(found, [key(number)]);
+            let gone = store.forget(&number.to_string());
+            assert_eq!(gone.links, [(from.clone(), links(number), key(number))]);
+            assert_eq!(KeyStore::links(&store, &from, &links(number)), []);
+        }
         assert!(is_empty(&store));
     }
 

@@ -4,18 +4,18 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::core::{MapInfo, Outcome, Work};
-use crate::driver::{Ended, Failure, OutcomeOf};
+use crate::driver::{Ended, Failed, Failure, OutcomeOf};
 use crate::explain::{self, Draft, Journal, Miss};
 use crate::keys::CacheResult;
 use crate::shared::Shared;
 use crate::{CacheMap, CacheSource, Domain, OpContext, OpError, ResultStore, SolveError};
 
 pub(crate) fn failure<D: Domain>(shared: &Shared<D>, error: OpError) -> Failure {
-    Arc::new(SolveError::Op {
+    Arc::new(Failed::Known(SolveError::Op {
         vertex: shared.vertex.digest.clone(),
         name: shared.vertex.name.clone(),
         source: error.inner().clone(),
-    })
+    }))
 }
 
 /// One task.
@@ -60,7 +60,7 @@ impl<D: Domain> Runner<D> {
         };
         let kept = self.results.save(&output).await;
         let kept = kept.map(|id| CacheResult {
-            id,
+            id: id.into(),
             created_at: SystemTime::now(),
         });
         Outcome::Loaded(Some((output, kept)))
@@ -123,7 +123,7 @@ impl<D: Domain> Runner<D> {
         for output in outputs {
             let id = self.results.save(&output).await;
             let result = id.map(|id| CacheResult {
-                id,
+                id: id.into(),
                 created_at: SystemTime::now(),
             });
             kept.push((output, result));

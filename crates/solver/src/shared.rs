@@ -19,7 +19,7 @@ pub(crate) struct Shared<D: Domain> {
 }
 
 struct State<D: Domain> {
-    members: Vec<Member<D>>,
+    members: Vec<Arc<Member<D>>>,
     /// Why it was carried out, when somebody asked.
     explanation: Option<Arc<Explanation>>,
     shown: Shown,
@@ -52,11 +52,12 @@ impl Shown {
     }
 }
 
-struct Member<D: Domain> {
-    id: JobId,
-    job: Arc<D::Job>,
-    sink: Arc<dyn Sink>,
-    explained: Arc<Explained>,
+/// A job: what operations may ask it for, and who listens.
+pub(crate) struct Member<D: Domain> {
+    pub(crate) id: JobId,
+    pub(crate) job: Arc<D::Job>,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) explained: Arc<Explained>,
 }
 
 /// What a job wants to know of why things are not cached, and what it was told.
@@ -114,24 +115,12 @@ impl<D: Domain> Shared<D> {
     }
 
     /// A job that comes later is told what the vertex is like now.
-    pub(crate) fn join(
-        &self,
-        id: JobId,
-        job: Arc<D::Job>,
-        sink: Arc<dyn Sink>,
-        explained: Arc<Explained>,
-    ) {
+    pub(crate) fn join(&self, member: Arc<Member<D>>) {
         let mut state = self.lock();
-        if state.members.iter().any(|member| member.id == id) {
+        if state.members.iter().any(|known| known.id == member.id) {
             return;
         }
-        sink.emit(state.shown.event(&self.vertex));
-        let member = Member {
-            id,
-            job,
-            sink,
-            explained,
-        };
+        member.sink.emit(state.shown.event(&self.vertex));
         push(&mut state.members, member);
     }
 

@@ -144,6 +144,42 @@ async fn a_cycle_is_refused() {
     assert!(matches!(error, SolveError::MissingVertex { .. }), "{error}");
 }
 
+/// Two steps each of which takes a part of what the other gives, chosen by a selector and with a
+/// key from its content: by what they look at it is no cycle, and yet neither can begin.
+#[tokio::test]
+async fn a_cycle_through_selectors_is_refused() {
+    let part = |number, other, part| {
+        vertex(
+            number,
+            vec![edge(0, 0), edge(other, part)],
+            2,
+            Panics::Nowhere,
+        )
+    };
+    let graph = vec![
+        sound(0, vec![]),
+        part(1, 2, 1),
+        part(2, 1, 0),
+        sound(3, vec![edge(2, 1)]),
+    ];
+    let error = self::error(graph.clone(), 0).await;
+    assert_eq!(
+        error.to_string(),
+        format!("the graph has no vertex {}", digest(2))
+    );
+    // Also when both are there already, for a job that brought them as something else.
+    let solver = Solver::new(SolverConfig::in_memory());
+    let job = solver.job((), Arc::new(Discard));
+    let first = vec![
+        sound(0, vec![]),
+        part(1, 0, 0),
+        vertex(2, vec![edge(0, 0), edge(1, 0)], 2, Panics::Nowhere),
+    ];
+    assert_eq!(job.build(first, edge(2, 1)).await.unwrap(), 5);
+    let error = job.build(graph, edge(3, 0)).await.unwrap_err();
+    assert!(matches!(error, SolveError::MissingVertex { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn an_output_that_does_not_exist_is_named() {
     let error = error(vec![sound(1, vec![])], 3).await;

@@ -31,7 +31,7 @@ impl StoredKeys {
             store.read(|tx| Ok((tx.scan(&LINKS, "")?, tx.scan(&RESULTS, "")?)))?;
         for (row, ()) in links {
             if let [from, link, to] = row.split(' ').collect::<Vec<_>>()[..] {
-                memory.load_link(KeyId::new(from), link.to_owned(), KeyId::new(to));
+                memory.load_link(KeyId::new(from), Link::from_text(link), KeyId::new(to));
             }
         }
         let mut gone = BTreeSet::new();
@@ -42,7 +42,7 @@ impl StoredKeys {
                 }
                 let created_at = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
                 let result = CacheResult {
-                    id: id.to_owned(),
+                    id: id.into(),
                     created_at,
                 };
                 memory.load_result(KeyId::new(key), result);
@@ -95,21 +95,17 @@ impl StoredKeys {
     }
 }
 
-fn link_row(from: &KeyId, link: &str, to: &KeyId) -> String {
-    format!("{} {link} {}", from.as_str(), to.as_str())
+fn link_row(from: &KeyId, link: &Link, to: &KeyId) -> String {
+    format!("{} {} {}", from.as_str(), link.as_str(), to.as_str())
 }
 
 fn result_row(result: &str, key: &KeyId) -> String {
     format!("{result} {}", key.as_str())
 }
 
-fn put_links(
-    tx: &mut Write<'_>,
-    links: &[(KeyId, Arc<Link>)],
-    to: &KeyId,
-) -> Result<(), StoreError> {
+fn put_links(tx: &mut Write<'_>, links: &[(KeyId, Link)], to: &KeyId) -> Result<(), StoreError> {
     for (from, link) in links {
-        tx.put(&LINKS, &link_row(from, &link.to_text(), to), &())?;
+        tx.put(&LINKS, &link_row(from, link, to), &())?;
     }
     Ok(())
 }
@@ -144,7 +140,7 @@ impl KeyStore for StoredKeys {
         });
     }
 
-    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+    fn connect(&self, id: &KeyId, links: Vec<(KeyId, Link)>) {
         self.memory.connect(id, links.clone());
         let id = id.clone();
         self.write(move |tx| put_links(tx, &links, &id));
@@ -180,12 +176,7 @@ mod tests {
         };
         let open = || open_if(&|_| true);
         let from = KeyId::root(&digest('a'), 0);
-        let link = Link {
-            input: 0,
-            output: 1,
-            digest: digest('b'),
-            selector: Some(digest('c')),
-        };
+        let link = Link::new(0, 1, &digest('b'), Some(&digest('c')));
         let to = KeyId::new("to");
         let made = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
         let result = CacheResult {
@@ -196,7 +187,7 @@ mod tests {
             let keys = open();
             keys.add(KeyEntry {
                 id: to.clone(),
-                links: vec![(from.clone(), Arc::new(link.clone()))],
+                links: vec![(from.clone(), link.clone())],
                 result: result.clone(),
                 noted: None,
             });
@@ -214,7 +205,7 @@ mod tests {
             assert_eq!(keys.results(&to), []);
             keys.add(KeyEntry {
                 id: to.clone(),
-                links: vec![(from.clone(), Arc::new(link.clone()))],
+                links: vec![(from.clone(), link.clone())],
                 result,
                 noted: None,
             });

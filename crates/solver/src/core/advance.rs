@@ -66,10 +66,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         if self.edge(id).error.is_some() {
             return false;
         }
-        if self.edge(id).result.is_none() {
-            self.take_output(id);
-            self.load(id);
-        }
+        self.load(id);
         let settled = self.is_settled(id);
         if settled && self.edge(id).stage > Stage::Fast {
             self.reach(id, Want::Slow);
@@ -162,9 +159,12 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 if want < Want::Complete {
                     return false;
                 }
+                // All their keys, too, also where nothing is found with them: what is made is
+                // kept under all that lead to it, whoever else asked for them.
+                let keys = self.inputs_reach(id, Want::Slow);
                 let inputs = self.inputs_reach(id, Want::Complete);
                 let contents = self.contents_known(id, false);
-                if !(inputs && contents && self.caches_open(id)) {
+                if !(keys && inputs && contents && self.caches_open(id)) {
                     return self.is_doomed(id);
                 }
                 // With all that came to be known since: nothing is carried out that is there.
@@ -173,7 +173,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 if !self.edge(id).records.is_empty() {
                     return true;
                 }
-                self.execute(id);
+                if !self.take_output(id) {
+                    self.execute(id);
+                }
                 false
             }
         }
@@ -233,25 +235,26 @@ impl<O: Clone, E: Clone> Core<O, E> {
         false
     }
 
-    /// The vertex may have been carried out for another of its outputs.
-    fn take_output(&mut self, id: EdgeId) {
+    /// The vertex may have been carried out for another of its outputs. It makes no difference
+    /// when that was: only what is not found in a cache is taken from there.
+    fn take_output(&mut self, id: EdgeId) -> bool {
         let edge = self.edge(id);
-        if edge.want != Want::Complete || edge.stage == Stage::Local || edge.loading.is_some() {
-            return;
-        }
         let Exec::Done(outputs) = &self.vertex(edge.vertex).exec else {
-            return;
+            return false;
         };
         let (index, count) = (edge.index, outputs.len());
-        let Some((output, kept)) = outputs.get(index).cloned() else {
-            let error = (self.errors.missing)(&self.vertex(edge.vertex).spec.digest, index, count);
-            return self.fail(id, error);
-        };
-        // Under all keys that it has: those of its inputs are known by now.
-        self.match_keys(id, Want::Slow, Contents::All);
-        self.claim(id);
-        self.edge_mut(id).kept = kept;
-        self.complete(id, output, true);
+        match outputs.get(index).cloned() {
+            Some((output, kept)) => {
+                self.claim(id);
+                self.edge_mut(id).kept = kept;
+                self.complete(id, output, true);
+            }
+            None => {
+                let error = (self.errors.missing)(edge.vertex, index, count);
+                self.fail(id, error);
+            }
+        }
+        true
     }
 
     fn execute(&mut self, id: EdgeId) {

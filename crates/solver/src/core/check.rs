@@ -70,10 +70,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
         for (id, vertex) in &self.vertices {
             assert!(!vertex.jobs.is_empty(), "somebody needs each vertex");
             let names = match vertex.spec.ignore_cache {
-                true => &self.by_digest_anew,
-                false => &self.by_digest,
+                true => &self.by_name_anew,
+                false => &self.by_name,
             };
-            assert_eq!(names.get(&vertex.spec.digest), Some(id));
+            assert_eq!(names.get(&vertex.spec.name), Some(id));
             let live_as_long = |other: &u64| {
                 let jobs = &self.vertices[other].jobs;
                 vertex.jobs.iter().all(|job| jobs.contains(job))
@@ -173,8 +173,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.vertices.is_empty()
-            && self.by_digest.is_empty()
-            && self.by_digest_anew.is_empty()
+            && self.by_name.is_empty()
+            && self.by_name_anew.is_empty()
             && self.edges.is_empty()
             && self.known.is_empty()
             && self.pending.is_empty()

@@ -9,13 +9,13 @@ use super::{
 use crate::shared::JobId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
-    /// The vertex with the digest of `spec`, made if it is not there, as one that `job` needs
+    /// The vertex with the name of `spec`, made if it is not there, as one that `job` needs
     /// and that `caches` may have. Its inputs have to be added before.
     pub(crate) fn add(&mut self, job: JobId, spec: Spec, caches: &[CacheId]) -> VertexId {
         // Who wants it built anew shares it only with those who want the same, and everybody
         // else is served with what is built anew.
-        let known = match self.by_digest_anew.get(&spec.digest) {
-            None if !spec.ignore_cache => self.by_digest.get(&spec.digest),
+        let known = match self.by_name_anew.get(&spec.name) {
+            None if !spec.ignore_cache => self.by_name.get(&spec.name),
             anew => anew,
         };
         let id = match known.copied() {
@@ -41,10 +41,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn make(&mut self, spec: Spec) -> VertexId {
         let id = self.number();
         let names = match spec.ignore_cache {
-            true => &mut self.by_digest_anew,
-            false => &mut self.by_digest,
+            true => &mut self.by_name_anew,
+            false => &mut self.by_name,
         };
-        names.insert(spec.digest.clone(), id);
+        names.insert(spec.name, id);
         let state = VertexState {
             content: vec![Content::Unknown; spec.inputs.len()],
             spec,
@@ -133,10 +133,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
             return;
         };
         let names = match vertex.spec.ignore_cache {
-            true => &mut self.by_digest_anew,
-            false => &mut self.by_digest,
+            true => &mut self.by_name_anew,
+            false => &mut self.by_name,
         };
-        names.remove(&vertex.spec.digest);
+        names.remove(&vertex.spec.name);
         self.failures -= usize::from(vertex.error.is_some());
         let mut tasks: Vec<_> = vertex.map_task.into_iter().collect();
         for content in &vertex.content {

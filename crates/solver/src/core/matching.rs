@@ -19,7 +19,9 @@ pub(super) enum Contents {
 /// From a key of an input to keys of the edge.
 pub(super) struct Step {
     pub(super) from: KeyId,
-    pub(super) link: Arc<Link>,
+    pub(super) link: Link,
+    /// Of which input it is.
+    place: usize,
     /// Whether what is found counts.
     valid: bool,
     /// Where it leads here, when that was looked up.
@@ -111,14 +113,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let map = &self.vertex(edge.vertex).maps[map];
         let selector = match content {
             true => None,
-            false => map.deps[place].0.clone(),
+            false => map.deps[place].0.as_ref(),
         };
-        Link {
-            input: place,
-            output: edge.index,
-            digest: map.digest.clone(),
-            selector,
-        }
+        Link::new(place, edge.index, &map.digest, selector)
     }
 
     /// Adds the keys of an input at `level`, each with its link and whether it counts.
@@ -132,23 +129,24 @@ impl<O: Clone, E: Clone> Core<O, E> {
         steps: &mut Vec<Step>,
     ) {
         let anew = self.built_anew(self.edge(id).deps[place].edge);
-        let mut add = |from: &KeyId, link: Arc<Link>, valid: bool| {
+        let mut add = |from: &KeyId, link: Link, valid: bool| {
             steps.push(Step {
                 from: from.clone(),
                 link,
+                place,
                 valid,
                 targets: None,
             });
         };
         let keys = self.dep_keys(id, place, level);
         if !keys.is_empty() {
-            let link = Arc::new(self.link(id, map, place, false));
+            let link = self.link(id, map, place, false);
             for key in keys {
                 add(&key.id, link.clone(), key.valid && !anew);
             }
         }
         if let Some(key) = self.dep_content(id, place, contents) {
-            add(key, Arc::new(self.link(id, map, place, true)), true);
+            add(key, self.link(id, map, place, true), true);
         }
     }
 
@@ -219,10 +217,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         let own = self.edge(id).own[map].clone();
         let own = own.unwrap_or_else(|| {
-            let own = KeyId::derived(steps.iter().map(|step| (&step.from, &*step.link)));
+            let own = KeyId::derived(steps.iter().map(|step| (&step.from, &step.link)));
             let mut counts = vec![false; self.edge(id).deps.len()];
             for step in steps.iter().filter(|step| step.valid) {
-                counts[step.link.input] = true;
+                counts[step.place] = true;
             }
             let found = Found {
                 valid: counts.into_iter().all(|counts| counts),
@@ -303,7 +301,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         })
     }
 
-    fn add_pending(&mut self, from: KeyId, link: Arc<Link>, to: &KeyId) {
+    fn add_pending(&mut self, from: KeyId, link: Link, to: &KeyId) {
         let targets = self
             .pending
             .entry((from.clone(), link.clone()))
@@ -331,7 +329,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             foreign: true,
             ..KeyState::default()
         };
-        let state = self.known.entry(key).or_insert(nowhere);
+        let state = self.known.entry(key).or_insert_with(|| Box::new(nowhere));
         state.foreign &= found.foreign;
         state.holders += u32::from(new);
     }

@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
+use sha2::Digest as _;
 
 pub(crate) use compact::{ByNumber, insert, push};
 
@@ -132,7 +133,7 @@ pub(crate) enum Work<O> {
     Load {
         /// Where it is kept; `None` for here.
         cache: Option<CacheId>,
-        result: String,
+        result: Arc<str>,
     },
     Execute {
         inputs: Vec<O>,
@@ -162,10 +163,26 @@ pub(crate) struct MapInfo {
     pub(crate) last: bool,
 }
 
+/// What a vertex is called: short, and different for different digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Name(u128);
+
+impl Name {
+    /// The first half of the digest's own hash: nobody finds another digest with the same.
+    pub(crate) fn of(digest: &str) -> Self {
+        let hash = sha2::Sha256::digest(digest.as_bytes());
+        let (half, _) = hash.split_at(16);
+        Self(
+            half.iter()
+                .fold(0, |name, byte| name << 8 | u128::from(*byte)),
+        )
+    }
+}
+
 /// What the core is told about a vertex.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    pub(crate) digest: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) inputs: Vec<(VertexId, usize)>,
     pub(crate) ignore_cache: bool,
 }
@@ -240,7 +257,7 @@ struct EdgeState<O, E> {
     /// Results that were found and not tried, the best last.
     records: Vec<Record>,
     /// Those that turned out to be gone.
-    tried: Vec<(Option<CacheId>, String)>,
+    tried: Vec<(Option<CacheId>, Arc<str>)>,
     loading: Option<TaskId>,
     /// The edge whose result it takes.
     follows: Option<EdgeId>,
@@ -309,7 +326,7 @@ struct KeyState {
     /// Nothing that is kept here led to it.
     foreign: bool,
     /// What leads to it and is not kept.
-    links: Vec<(KeyId, Arc<Link>)>,
+    links: Vec<(KeyId, Link)>,
     /// The edge that is or was carried out, or was loaded, and has it.
     claim: Option<EdgeId>,
 }
@@ -317,7 +334,7 @@ struct KeyState {
 enum Task {
     CacheMap(VertexId),
     ContentKey(VertexId, usize),
-    Load(EdgeId, Record),
+    Load(EdgeId, Box<Record>),
     Execute(VertexId),
     Open(CacheId),
 }
@@ -340,8 +357,8 @@ struct CacheState {
 
 /// What to say of what the core finds out by itself.
 pub(crate) struct Errors<E> {
-    /// A vertex, by its digest, does not have an output: which one, and how many it has.
-    pub(crate) missing: fn(&str, usize, usize) -> E,
+    /// A vertex does not have an output: which one, and how many it has.
+    pub(crate) missing: fn(VertexId, usize, usize) -> E,
     /// Somebody waits and nothing runs; with all that is known.
     pub(crate) stuck: fn(String) -> E,
 }
@@ -349,16 +366,16 @@ pub(crate) struct Errors<E> {
 pub(crate) struct Core<O, E> {
     keys: Arc<dyn KeyStore>,
     vertices: ByNumber<Box<VertexState<O, E>>>,
-    by_digest: HashMap<Arc<str>, VertexId>,
+    by_name: HashMap<Name, VertexId>,
     /// Those that are to be built anew are others.
-    by_digest_anew: HashMap<Arc<str>, VertexId>,
+    by_name_anew: HashMap<Name, VertexId>,
     edges: ByNumber<Box<EdgeState<O, E>>>,
-    known: HashMap<KeyId, KeyState>,
+    known: HashMap<KeyId, Box<KeyState>>,
     /// Links that are not kept, of [`KeyState::links`].
-    pending: HashMap<(KeyId, Arc<Link>), Vec<KeyId>>,
+    pending: HashMap<(KeyId, Link), Vec<KeyId>>,
     caches: HashMap<CacheId, CacheState>,
     /// Results that edges made, and how many of these there are still.
-    made: HashMap<String, usize>,
+    made: HashMap<Arc<str>, usize>,
     tasks: ByNumber<Task>,
     jobs: HashMap<JobId, JobState>,
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
@@ -387,8 +404,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
         Self {
             keys,
             vertices: ByNumber::default(),
-            by_digest: HashMap::new(),
-            by_digest_anew: HashMap::new(),
+            by_name: HashMap::new(),
+            by_name_anew: HashMap::new(),
             edges: ByNumber::default(),
             known: HashMap::new(),
             pending: HashMap::new(),

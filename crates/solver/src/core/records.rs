@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::matching::Contents;
-use super::{Command, Core, EdgeId, Exec, Record, Task, Want, Work};
+use super::{Command, Core, EdgeId, Exec, Record, Task, Want, Work, push};
 use crate::caches::CacheKeys;
 use crate::keys::{CacheResult, KeyEntry, KeyId, Link};
 
@@ -42,11 +42,12 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 .iter()
                 .map(|known| (known.cache, &known.result.id));
             if tried.chain(known).all(|known| known != (cache, &result.id)) {
-                edge.records.push(Record {
+                let record = Record {
                     cache,
                     rank,
                     result,
-                });
+                };
+                push(&mut edge.records, record);
             }
         }
         // What is here before what is elsewhere, then the newest.
@@ -69,7 +70,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             edge.tried.push((cache, result.clone()));
             let vertex = edge.vertex;
             let work = Work::Load { cache, result };
-            let task = self.start(vertex, Task::Load(id, record), work);
+            let task = self.start(vertex, Task::Load(id, Box::new(record)), work);
             self.edge_mut(id).loading = Some(task);
         }
     }
@@ -269,7 +270,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         self.unlink(key, links.unwrap_or_default());
     }
 
-    fn unlink(&mut self, key: &KeyId, links: Vec<(KeyId, Arc<Link>)>) {
+    fn unlink(&mut self, key: &KeyId, links: Vec<(KeyId, Link)>) {
         for end in links {
             if let Some(targets) = self.pending.get_mut(&end) {
                 targets.retain(|target| target != key);

@@ -41,7 +41,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 self.enqueue_vertex(vertex);
             }
             (Task::Load(edge, record), Outcome::Loaded(output)) => {
-                self.loaded(edge, record, output);
+                self.loaded(edge, *record, output);
             }
             (Task::Execute(vertex), Outcome::Executed(outputs, draft)) => {
                 self.vertex_mut(vertex).exec = Exec::Done(outputs);

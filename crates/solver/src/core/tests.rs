@@ -11,7 +11,7 @@ use oci_spec::image::Digest;
 use proptest::prelude::*;
 use sha2::Digest as _;
 
-use super::{Command, Core, Errors, MapInfo, Outcome, Spec, TaskId, VertexId, Work};
+use super::{Command, Core, Errors, MapInfo, Name, Outcome, Spec, TaskId, VertexId, Work};
 use crate::keys::{CacheResult, KeyStore};
 use crate::memory::MemoryKeyStore;
 
@@ -120,7 +120,7 @@ impl World {
             let name = format!("{salt} {node:?} {inputs}");
             digests.push(digest(&name));
             let spec = Spec {
-                digest: digest(&name).as_ref().into(),
+                name: Name::of(&name),
                 inputs: node.inputs.iter().map(|input| (ids[*input], 0)).collect(),
                 ignore_cache: node.anew,
             };
@@ -167,7 +167,7 @@ impl World {
             }),
             Work::ContentKey { output, .. } => Outcome::ContentKey(digest(&output)),
             Work::Load { result, .. } => {
-                Outcome::Loaded(self.kept.get(&result).map(|output| (output.clone(), None)))
+                Outcome::Loaded(self.kept.get(&*result).map(|output| (output.clone(), None)))
             }
             Work::Execute { .. } if node.fails => Outcome::Failed("failed".into()),
             Work::Execute { inputs } => {
@@ -177,6 +177,7 @@ impl World {
                 self.kept.insert(id.clone(), output.clone());
                 self.clock += 1;
                 let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock);
+                let id = id.into();
                 Outcome::Executed(vec![(output, Some(CacheResult { id, created_at }))], None)
             }
         };

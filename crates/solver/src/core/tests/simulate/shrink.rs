@@ -1,5 +1,6 @@
 //! Makes a failing case smaller, for who has to understand it.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::graph::{Case, Node};
@@ -10,6 +11,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The smallest case that is found soon of which `fails` holds.
 pub(super) fn shrink(mut case: Case, fails: impl Fn(&Case) -> bool) -> Case {
     let begun = Instant::now();
+    case = thin(case, &fails, begun);
     loop {
         let mut smaller = false;
         let mut number = 0;
@@ -30,6 +32,41 @@ pub(super) fn shrink(mut case: Case, fails: impl Fn(&Case) -> bool) -> Case {
             return case;
         }
     }
+}
+
+/// Leaves many vertices out at once, then fewer.
+fn thin(mut case: Case, fails: &impl Fn(&Case) -> bool, begun: Instant) -> Case {
+    let mut many = longest(&case) / 2;
+    while many > 1 {
+        let mut end = longest(&case);
+        while end > 0 && begun.elapsed() < LIMIT {
+            let begin = end.saturating_sub(many);
+            let next = without(&case, begin..end);
+            if is_sound(&next) && fails(&next) {
+                case = next;
+            }
+            end = begin;
+        }
+        many /= 2;
+    }
+    case
+}
+
+/// The case without these vertices of each graph.
+fn without(case: &Case, places: Range<usize>) -> Case {
+    let mut next = case.clone();
+    for place in places.rev() {
+        for graph in graphs(&mut next) {
+            leave_out(graph, place);
+        }
+    }
+    for job in &mut next.jobs {
+        for (vertex, output) in &mut job.targets {
+            *vertex = (*vertex).min(job.graph.len() - 1);
+            *output = (*output).min(case.outputs(&job.graph[*vertex]) - 1);
+        }
+    }
+    next
 }
 
 /// The case with one thing left out; `None` when there are not that many things.
@@ -57,15 +94,7 @@ fn change(case: &Case, mut number: usize) -> Option<Case> {
                 .retain(|source| *source + 1 < case.sources.len());
         }
     } else if let Some(place) = take(size) {
-        for graph in graphs(&mut next) {
-            leave_out(graph, size - 1 - place);
-        }
-        for job in &mut next.jobs {
-            for (vertex, output) in &mut job.targets {
-                *vertex = (*vertex).min(job.graph.len() - 1);
-                *output = (*output).min(case.outputs(&job.graph[*vertex]) - 1);
-            }
-        }
+        next = without(case, size - 1 - place..size - place);
     } else if let Some(place) = take(case.jobs.iter().map(|job| job.targets.len()).sum()) {
         let mut place = place;
         for job in &mut next.jobs {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::super::{digest, errors};
 use super::graph::{Case, Mode, Node, Random, Value, hash};
-use crate::core::{CacheId, Command, Core, MapInfo, Outcome, Spec, TaskId, VertexId, Work};
+use crate::core::{CacheId, Command, Core, MapInfo, Name, Outcome, Spec, TaskId, VertexId, Work};
 use crate::keys::{CacheResult, KeyStore};
 use crate::memory::MemoryKeyStore;
 
@@ -251,7 +251,7 @@ impl World {
             let name: Arc<str> = format!("{:016x}", hash((job.salt, node, inputs))).into();
             let inputs = node.inputs.iter();
             let spec = Spec {
-                digest: name.clone(),
+                name: Name::of(&name),
                 inputs: inputs
                     .map(|(input, output)| (ids[*input], *output))
                     .collect(),
@@ -440,7 +440,7 @@ impl World {
                 result,
             } => {
                 self.log.push((vertex, "load"));
-                let found = self.kept.results.get(&result);
+                let found = self.kept.results.get(&*result);
                 Outcome::Loaded(found.map(|output| (*output, None)))
             }
             Work::Load {
@@ -450,7 +450,7 @@ impl World {
                 self.log.push((vertex, "load from elsewhere"));
                 let place = usize::try_from(cache).unwrap();
                 let lost = chaos && hash((cache, &result)).is_multiple_of(9);
-                let found = self.sources[place].results.get(&result).copied();
+                let found = self.sources[place].results.get(&*result).copied();
                 let found = found.filter(|_| !lost);
                 Outcome::Loaded(found.map(|output| (output, self.keep(output))))
             }
@@ -492,7 +492,7 @@ impl World {
         let id = format!("result {}", self.kept.made);
         self.kept.results.insert(id.clone(), output);
         Some(CacheResult {
-            id,
+            id: id.into(),
             created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.kept.made),
         })
     }
