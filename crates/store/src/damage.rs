@@ -159,7 +159,7 @@ pub(crate) fn add_sums(connection: &Connection) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

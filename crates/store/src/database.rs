@@ -1,5 +1,6 @@
 //! Opening the store, reading it, and handing writes to the writer.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tokio::sync::oneshot;
 
 use crate::damage::{self, Salvaged};
+use crate::log::{Folder, LOG_KEPT, LOG_PAGES, Log, Sync};
 use crate::table::{Read, Write, as_sql};
 use crate::writer::{Call, Message, Writer};
 use crate::{Seq, StoreError};
@@ -27,14 +29,12 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS kv (
          until INTEGER NOT NULL, sum INTEGER, PRIMARY KEY (tbl, key, seq)) WITHOUT ROWID;
      CREATE TABLE IF NOT EXISTS dropped (
          tbl TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;";
-/// Pages of 4 KiB that the log may have before a commit folds it.
-const LOG_PAGES: i64 = 16 << 10;
-/// Bytes that the file of the log keeps when it begins anew, and that are set aside for it.
-const LOG_KEPT: u64 = 4 << 20;
-/// Bytes beyond its end that are set aside for the database.
-const DATABASE_AHEAD: u64 = 1 << 20;
 /// Bytes of the file beside the log that connections share (`-shm`), at least.
 const INDEX: u64 = 32 << 10;
+/// Each connection is used by one thread at a time.
+const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE
+    .union(OpenFlags::SQLITE_OPEN_CREATE)
+    .union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 /// Idle connections for reading that are kept.
 const READERS: usize = 4;
 
@@ -51,6 +51,9 @@ struct Inner {
     // For a store in memory: the database lives as long as a connection to it.
     _anchor: Mutex<Option<Connection>>,
     writer: Writer,
+    _folder: Option<Folder>,
+    // After all connections.
+    log: Option<Arc<Log>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +81,7 @@ impl Store {
     /// # Errors
     /// When the file is damaged, or of another format; the file is left as it is.
     pub fn open(path: &Path, boot: &str) -> Result<(Self, Vec<Dropped>), StoreError> {
-        Self::start(Location::File(path.to_owned()), boot)
+        Self::start(Location::File(path.to_owned()), boot, File::sync_data)
     }
 
     /// A store that is gone with its last clone.
@@ -89,10 +92,14 @@ impl Store {
             "file:store{}?mode=memory&cache=shared",
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        Ok(Self::start(Location::Memory(name), "memory")?.0)
+        Ok(Self::start(Location::Memory(name), "memory", File::sync_data)?.0)
     }
 
-    fn start(location: Location, boot: &str) -> Result<(Self, Vec<Dropped>), StoreError> {
+    fn start(
+        location: Location,
+        boot: &str,
+        sync: Sync,
+    ) -> Result<(Self, Vec<Dropped>), StoreError> {
         let path = location.path();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
             // SQLite's message for it is that something went wrong.
@@ -124,6 +131,10 @@ impl Store {
             return Err(StoreError::Corrupt { path, detail });
         }
         let mut connection = location.connect().map_err(failed)?;
+        let log = match &location {
+            Location::File(path) => Some(Arc::new(Log::open(path, sync))),
+            Location::Memory(_) => None,
+        };
         let anchor = match &location {
             Location::Memory(_) => Some(location.connect().map_err(failed)?),
             Location::File(_) => None,
@@ -145,14 +156,14 @@ impl Store {
         if found != VERSION {
             prepare(&connection, found).map_err(failed)?;
         }
-        if matches!(location, Location::File(_)) {
+        if let Some(log) = &log {
             if let Some(detail) = damage::find(&connection).map_err(failed)? {
                 return Err(StoreError::Corrupt { path, detail });
             }
             if found == WITHOUT_SUMS {
                 add_sums(&mut connection).map_err(failed)?;
             }
-            shorten_log(&connection, &path);
+            log.shorten(&connection);
         }
         let dropped = drop_lost(&mut connection, boot).map_err(failed)?;
         let seq: i64 = connection
@@ -161,16 +172,23 @@ impl Store {
         let watermark = read_meta(&connection, "watermark").map_err(failed)?;
         let watermark: Seq = watermark.and_then(|text| text.parse().ok()).unwrap_or(0);
         let seq = Seq::try_from(seq).unwrap_or(0).max(watermark);
-        if let Location::File(path) = &location {
-            reserve(path);
+        let (mut folder, mut watch) = (None, None);
+        if let Some(log) = &log {
+            log.reserve();
+            let started = Folder::start(log.clone()).map_err(StoreError::Durable)?;
+            watch = Some(started.watch(&mut connection).map_err(failed)?);
+            folder = Some(started);
         }
-        let writer = Writer::start(connection, seq, watermark).map_err(StoreError::Durable)?;
+        let writer =
+            Writer::start(connection, seq, watermark, watch).map_err(StoreError::Durable)?;
         let readers = Mutex::new(Vec::new());
         let inner = Inner {
             location,
             readers,
             _anchor: Mutex::new(anchor),
             writer,
+            _folder: folder,
+            log,
         };
         Ok((
             Self {
@@ -314,28 +332,8 @@ impl Store {
             .and_then(|result| result)
             .map_err(StoreError::Durable)?;
         self.durable(Some((boot.to_owned(), seq))).await?;
-        self.fold().await;
+        self.on_log(|log| log.fold()).await?;
         Ok(seq)
-    }
-
-    /// Moves what is in the log into the database, on a connection of its own: SQLite syncs
-    /// both for it, and whoever commits meanwhile does not wait for that.
-    async fn fold(&self) {
-        let inner = self.inner.clone();
-        let folding = tokio::task::spawn_blocking(move || {
-            let Location::File(_) = inner.location else {
-                return Ok(());
-            };
-            let connection = inner.location.connect()?;
-            let folded = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-            if let Location::File(path) = &inner.location {
-                reserve(path);
-            }
-            folded
-        });
-        if let Ok(Err(error)) = folding.await {
-            tracing::warn!(%error, "the log of the metadata store could not be shortened");
-        }
     }
 
     /// Makes the rows that are committed now survive the death of the machine, without a word
@@ -345,11 +343,26 @@ impl Store {
         self.durable(None).await
     }
 
+    /// Who commits meanwhile does not wait for the sync.
     async fn durable(&self, watermark: Option<(String, Seq)>) -> Result<(), StoreError> {
         let (done, receiver) = oneshot::channel();
-        let message = Message::Durable { watermark, done };
-        self.inner.writer.send(message)?;
-        receiver.await.map_err(|_| StoreError::Closed)?
+        self.inner.writer.send(Message::Mark { watermark, done })?;
+        receiver.await.map_err(|_| StoreError::Closed)??;
+        let synced = self.on_log(Log::sync).await?;
+        synced.unwrap_or(Ok(())).map_err(StoreError::Durable)
+    }
+
+    /// Works on the log where it may block. A store in memory has none.
+    async fn on_log<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Log) -> T + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(log) = self.inner.log.clone() else {
+            return Ok(None);
+        };
+        let done = tokio::task::spawn_blocking(move || work(&log)).await;
+        let done = done.map_err(|error| StoreError::Durable(std::io::Error::other(error)))?;
+        Ok(Some(done))
     }
 }
 
@@ -362,52 +375,36 @@ impl Location {
     }
 
     fn connect(&self) -> Result<Connection, rusqlite::Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = match self {
-            Self::File(path) => Connection::open_with_flags(path, flags)?,
+        match self {
+            Self::File(path) => connect_file(path),
             Self::Memory(name) => {
-                Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_URI)?
+                let flags = FLAGS | OpenFlags::SQLITE_OPEN_URI;
+                let connection = set_up(Connection::open_with_flags(name, flags)?)?;
+                // A shared cache locks tables; readers look past uncommitted writes instead of
+                // failing.
+                connection.pragma_update(None, "read_uncommitted", true)?;
+                Ok(connection)
             }
-        };
-        connection.busy_timeout(std::time::Duration::from_secs(10))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-        // Folding the log syncs, and whoever commits when it is due would wait for that. It is
-        // done beside the writer at each checkpoint; this is only the bound when there is none.
-        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
-        connection.pragma_update(None, "journal_size_limit", as_sql(LOG_KEPT))?;
-        // KiB for each connection: an idle daemon is small.
-        connection.pragma_update(None, "cache_size", -512)?;
-        if matches!(self, Self::Memory(_)) {
-            // A shared cache locks tables; readers look past uncommitted writes instead of failing.
-            connection.pragma_update(None, "read_uncommitted", true)?;
         }
-        connection.set_prepared_statement_cache_capacity(16);
-        Ok(connection)
     }
 }
 
-/// Takes the space that the next writes need before somebody else does: on a disk that is full
-/// everything that is to be removed is removed from here first. The files stay as long as they
-/// are (fallocate(2), `FALLOC_FL_KEEP_SIZE`). Where there is no space for it, or the file system
-/// cannot do it, the writes themselves will say so.
-fn reserve(path: &Path) {
-    let take = |path: &Path, end: u64| {
-        let file = std::fs::File::options().write(true).open(path)?;
-        let length = file.metadata()?.len();
-        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&file, flags, 0, length.max(end))?;
-        Ok::<_, std::io::Error>(())
-    };
-    let length = path.metadata().map_or(0, |metadata| metadata.len());
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    let taken = take(Path::new(&log), LOG_KEPT).and_then(|()| take(path, length + DATABASE_AHEAD));
-    if let Err(error) = taken {
-        tracing::debug!(%error, "no space was set aside for the metadata store");
-    }
+pub(crate) fn connect_file(path: &Path) -> Result<Connection, rusqlite::Error> {
+    set_up(Connection::open_with_flags(path, FLAGS)?)
+}
+
+fn set_up(connection: Connection) -> Result<Connection, rusqlite::Error> {
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // Folding the log syncs, and whoever commits when it is due would wait for that: it is done
+    // beside the writer.
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", as_sql(LOG_KEPT))?;
+    // KiB for each connection: an idle daemon is small.
+    connection.pragma_update(None, "cache_size", -512)?;
+    connection.set_prepared_statement_cache_capacity(16);
+    Ok(connection)
 }
 
 /// Whether the file system has no space for a page of the index that goes with the log.
@@ -458,21 +455,6 @@ fn add_sums(connection: &mut Connection) -> Result<(), rusqlite::Error> {
     damage::add_sums(&tx)?;
     tx.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     tx.commit()
-}
-
-/// Processes that were killed before they made a checkpoint leave a log that grows with each of
-/// them: it begins anew when it is long.
-fn shorten_log(connection: &Connection, path: &Path) {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    let long = Path::new(&log)
-        .metadata()
-        .is_ok_and(|log| log.len() > LOG_KEPT);
-    if long
-        && let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-    {
-        tracing::warn!(%error, "the log of the metadata store could not be shortened");
-    }
 }
 
 /// Whether the store was last opened in this boot. Looked at without taking in the log.

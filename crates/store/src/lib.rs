@@ -25,6 +25,7 @@
 mod damage;
 mod database;
 mod error;
+mod log;
 mod table;
 mod writer;
 

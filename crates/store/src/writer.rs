@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use crate::log::Watch;
 use crate::table::{Read, Write, as_sql};
 use crate::{Seq, StoreError};
 
@@ -23,8 +24,9 @@ pub(crate) enum Message {
     Job(Box<dyn Job>),
     /// Begins a checkpoint: asks for the number of the last commit, which it will cover.
     Fix(oneshot::Sender<Seq>),
-    /// Makes everything committed so far durable, and sets the watermark when there is one.
-    Durable {
+    /// Sets the watermark when there is one. When the log is synced afterwards, that and
+    /// everything before is durable.
+    Mark {
         watermark: Option<(String, Seq)>,
         done: oneshot::Sender<Result<(), StoreError>>,
     },
@@ -38,12 +40,17 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// `seq` is the number of the last commit, `fixed` that of the last checkpoint.
-    pub(crate) fn start(connection: Connection, seq: Seq, fixed: Seq) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        connection: Connection,
+        seq: Seq,
+        fixed: Seq,
+        watch: Option<Watch>,
+    ) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .stack_size(512 << 10)
-            .spawn(move || serve(connection, seq, fixed, &receiver))?;
+            .spawn(move || serve(connection, seq, fixed, watch, &receiver))?;
         Ok(Self {
             sender: Some(sender),
             thread: Some(thread),
@@ -66,7 +73,13 @@ impl Drop for Writer {
     }
 }
 
-fn serve(mut connection: Connection, mut seq: Seq, mut fixed: Seq, receiver: &Receiver<Message>) {
+fn serve(
+    mut connection: Connection,
+    mut seq: Seq,
+    mut fixed: Seq,
+    mut watch: Option<Watch>,
+    receiver: &Receiver<Message>,
+) {
     let mut waiting: Option<Message> = None;
     while let Some(first) = waiting.take().or_else(|| receiver.recv().ok()) {
         match first {
@@ -83,13 +96,20 @@ fn serve(mut connection: Connection, mut seq: Seq, mut fixed: Seq, receiver: &Re
                     }
                 }
                 seq = group(&mut connection, seq, fixed, jobs);
+                if let Some(watch) = &mut watch {
+                    watch.look();
+                }
             }
             Message::Fix(done) => {
                 fixed = seq;
                 let _ = done.send(seq);
             }
-            Message::Durable { watermark, done } => {
-                let _ = done.send(durable(&mut connection, watermark));
+            Message::Mark { watermark, done } => {
+                let marked = mark(&mut connection, watermark);
+                let _ = done.send(marked.map_err(|source| StoreError::Sql {
+                    table: "meta",
+                    source,
+                }));
             }
         }
     }
@@ -125,46 +145,21 @@ fn group(connection: &mut Connection, seq: Seq, fixed: Seq, mut jobs: Vec<Box<dy
     next
 }
 
-/// One synced commit: it takes all earlier ones with it, because they are in the same log. What
-/// was done about rows that had been dropped at opening is durable with it.
-fn durable(
-    connection: &mut Connection,
-    watermark: Option<(String, Seq)>,
-) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Sql {
-        table: "meta",
-        source,
-    };
-    connection
-        .pragma_update(None, "synchronous", "FULL")
-        .map_err(failed)?;
-    let written = write_durable(connection, watermark);
-    connection
-        .pragma_update(None, "synchronous", "NORMAL")
-        .map_err(failed)?;
-    written.map_err(failed)
-}
-
-fn write_durable(
+/// Sets the watermark, or else nothing: what was done about rows that had been dropped at opening
+/// is as durable as what is committed so far.
+fn mark(
     connection: &mut Connection,
     watermark: Option<(String, Seq)>,
 ) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction()?;
-    match watermark {
-        Some((boot, seq)) => {
-            let sql = "INSERT INTO meta (name, value) VALUES ('watermark', ?1), ('boot', ?2) \
-                       ON CONFLICT (name) DO UPDATE SET value = CASE \
-                       WHEN name = 'watermark' AND CAST(value AS INTEGER) > CAST(excluded.value AS INTEGER) \
-                       THEN value ELSE excluded.value END";
-            transaction.execute(sql, (seq.to_string(), boot))?;
-            // What took their place is covered now.
-            transaction.execute("DELETE FROM kept WHERE until <= ?1", [as_sql(seq)])?;
-        }
-        None => {
-            let sql = "INSERT INTO meta (name, value) VALUES ('flushes', '1') \
-                       ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1";
-            transaction.execute(sql, [])?;
-        }
+    if let Some((boot, seq)) = watermark {
+        let sql = "INSERT INTO meta (name, value) VALUES ('watermark', ?1), ('boot', ?2) \
+                   ON CONFLICT (name) DO UPDATE SET value = CASE \
+                   WHEN name = 'watermark' AND CAST(value AS INTEGER) > CAST(excluded.value AS INTEGER) \
+                   THEN value ELSE excluded.value END";
+        transaction.execute(sql, (seq.to_string(), boot))?;
+        // What took their place is covered now.
+        transaction.execute("DELETE FROM kept WHERE until <= ?1", [as_sql(seq)])?;
     }
     transaction.execute("DELETE FROM dropped", [])?;
     transaction.commit()

@@ -44,7 +44,10 @@ async fn space_is_set_aside_for_what_has_to_be_written_on_a_full_disk() {
         let (space, length) = taken("store.db-wal");
         assert!(space >= LOG_KEPT && length < LOG_KEPT, "{space} {length}");
         let (space, length) = taken("store.db");
-        assert!(space >= length + DATABASE_AHEAD, "{space} {length}");
+        assert!(
+            space >= length + crate::log::DATABASE_AHEAD,
+            "{space} {length}"
+        );
         store.checkpoint("boot", |_| Ok(())).await.unwrap();
     }
 }
@@ -270,4 +273,68 @@ fn a_file_that_is_no_store_is_refused_and_kept() {
             .unwrap()
             .starts_with("this is no")
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_does_not_wait_for_a_sync() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static BUSY: AtomicBool = AtomicBool::new(true);
+    let slow = |_: &File| {
+        while BUSY.load(Ordering::Acquire) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(())
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let place = Location::File(dir.path().join("store.db"));
+    let (store, _) = Store::start(place, "boot", slow).unwrap();
+    let flushing = tokio::spawn({
+        let store = store.clone();
+        async move { store.flush().await }
+    });
+    let marking = tokio::spawn({
+        let store = store.clone();
+        async move { store.checkpoint("boot", |_| Ok(())).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    store.write(|tx| tx.put(&T, "x", &1)).await.unwrap();
+    assert_eq!(store.read(|tx| tx.get(&T, "x")).unwrap(), Some(1));
+    assert!(!flushing.is_finished() && !marking.is_finished());
+    BUSY.store(false, Ordering::Release);
+    flushing.await.unwrap().unwrap();
+    marking.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_sync_that_fails_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Location::File(dir.path().join("store.db"));
+    let failing = |_: &File| Err(std::io::Error::other("disk"));
+    let (store, _) = Store::start(place, "boot", failing).unwrap();
+    let flushed = store.flush().await;
+    assert!(
+        matches!(flushed, Err(StoreError::Durable(_))),
+        "{flushed:?}"
+    );
+    assert!(store.checkpoint("boot", |_| Ok(())).await.is_err());
+}
+
+#[tokio::test]
+async fn the_log_stays_short_while_much_is_written_and_nobody_makes_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path(), "boot");
+    let mut longest = 0;
+    for round in 0..40_u64 {
+        let text: String = format!("{round:08}").repeat(128 << 10);
+        let key = (round % 4).to_string();
+        store
+            .write(move |tx| tx.put(&crate::Table::new("long"), &key, &text))
+            .await
+            .unwrap();
+        let log = dir.path().join("store.db-wal").metadata().unwrap();
+        longest = longest.max(log.len());
+    }
+    // 40 MiB were written. One transaction more than the bound may be in it.
+    let bound = (u64::from(LOG_PAGES) << 12) + (4 << 20);
+    assert!(longest < bound, "{longest}");
 }
