@@ -2,41 +2,25 @@
 //! `cargo bench -p cooper-cache --bench contenthash -- [FILES] [ROUNDS]`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cooper_cache::{CacheConfig, CacheManager, ChecksumOptions, LocalRef, RecordOptions};
-use cooper_content::MemoryContentStore;
-use cooper_snapshot::OverlaySnapshotter;
+use cooper_cache::{ChecksumOptions, LocalRef, RecordOptions};
 use cooper_store::{Store, Table};
 use sha2::{Digest, Sha256};
+
+use support::{open_over, open_store};
 
 /// Files of one folder.
 const EACH: usize = 100;
 const HASHES: Table<String> = Table::new("cache-hashes");
 
-async fn open(root: &Path) -> CacheManager {
-    let boot = cooper_sys::boot_id().unwrap();
-    let (store, dropped) = Store::open(&root.join("metadata.db"), &boot).unwrap();
-    let snapshots = root.join("snapshots");
-    let options = OverlaySnapshotter::probe(&snapshots).unwrap();
-    let snapshotter = OverlaySnapshotter::open(&snapshots, store.clone(), options).unwrap();
-    let opened = CacheManager::open(CacheConfig {
-        store,
-        dropped,
-        snapshotter: Arc::new(snapshotter),
-        content: Arc::new(MemoryContentStore::default()),
-        mounts: root.join("mounts"),
-    });
-    opened.await.unwrap()
-}
-
 /// Forgets what is known of hashes.
-async fn forget(root: &Path) {
-    let boot = cooper_sys::boot_id().unwrap();
-    let (store, _) = Store::open(&root.join("metadata.db"), &boot).unwrap();
+async fn forget(store: &Store) {
     let forgotten = store.write(|tx| {
         for (key, _) in tx.scan(&HASHES, "")? {
             tx.delete(&HASHES, &key)?;
@@ -121,7 +105,10 @@ async fn main() {
     let count = numbers.first().copied().unwrap_or(100_000);
     let rounds = numbers.get(1).copied().unwrap_or(5);
     let dir = tempfile::tempdir().unwrap();
-    let cache = open(dir.path()).await;
+    // One store for all: the last cache of another may still be writing when the next begins.
+    let (store, _) = open_store(dir.path());
+    let open = || open_over(dir.path(), store.clone(), Vec::new());
+    let cache = open().await;
     let work = cache
         .new_mutable(None, RecordOptions::default())
         .await
@@ -142,8 +129,8 @@ async fn main() {
 
     let (mut plain, mut first, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=rounds {
-        forget(dir.path()).await;
-        let cache = open(dir.path()).await;
+        forget(&store).await;
+        let cache = open().await;
         let local = cache.get(&id).await.unwrap().local().unwrap();
         let mounted = local.mount().await.unwrap();
         let take_plain = || {
@@ -179,13 +166,13 @@ async fn main() {
     println!("  asked again               {:8.1} ms", ms(median(again)));
 
     // After a restart, with one file changed on top.
-    forget(dir.path()).await;
-    let cache = open(dir.path()).await;
+    forget(&store).await;
+    let cache = open().await;
     let base = cache.get(&base_id).await.unwrap().local().unwrap();
     let (_, all) = hash(&base).await;
     cache.close().await;
     drop((base, cache));
-    let cache = open(dir.path()).await;
+    let cache = open().await;
     let base = cache.get(&base_id).await.unwrap().local().unwrap();
     let work = cache
         .new_mutable(Some(&base), RecordOptions::default())

@@ -64,6 +64,12 @@ pub enum CacheError {
         /// The path, absolute, as seen from the root of the ref.
         path: String,
     },
+    /// A file of a ref was written while it was read. No digest of it was kept.
+    #[error("{path:?}: changed while it was read")]
+    Changed {
+        /// The path, absolute, as seen from the root of the ref.
+        path: String,
+    },
     /// A path leads through too many symbolic links.
     #[error("too many links")]
     TooManyLinks {

@@ -186,7 +186,7 @@ pub fn file_digest(stat: &FileStat, content: &mut dyn Read) -> std::io::Result<D
     Ok(digest_from(&hash(stat, content)?))
 }
 
-pub(crate) fn hash(stat: &FileStat, content: &mut dyn Read) -> std::io::Result<[u8; 32]> {
+fn hash(stat: &FileStat, content: &mut dyn Read) -> std::io::Result<[u8; 32]> {
     let mut hasher = FileHasher::new(stat);
     if stat.is_regular() && stat.size > 0 {
         let mut buffer = vec![

@@ -6,6 +6,7 @@
 //! With wildcards or patterns it is of the paths that they choose ([`select`]).
 
 mod cache;
+mod disk;
 mod file;
 mod inherit;
 mod listing;

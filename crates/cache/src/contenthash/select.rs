@@ -8,14 +8,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::ChecksumOptions;
 use super::scan::{Failure, Scan};
-use super::tree::{Key, Kind, Raw, Tree, key_of, path_of, text_of};
+use super::tree::{Key, Kind, Raw, Tree, key_of, path_of, text};
 use crate::CacheError;
 
 /// A path that may count.
 pub(crate) struct Candidate {
     /// As it is asked for, not as links lead to it.
     pub(crate) path: String,
+    /// Of a directory that of its metadata.
     pub(crate) digest: Raw,
+    key: Key,
     /// Whether it is a symbolic link that is followed.
     link: bool,
     counted: bool,
@@ -111,7 +113,7 @@ pub(crate) fn checksum(
             "" => hash.update([0]),
             below => hash.update(below.replace('/', "\0")),
         }
-        hash.update(text_of(&one.digest));
+        hash.update(text(&one.digest));
     }
     Ok(digest_from(&hash.finalize()))
 }
@@ -210,14 +212,10 @@ pub(crate) fn choose(
         if !counts && !directory {
             continue;
         }
-        let digest = if directory {
-            scan.header(tree, &key)?
-        } else {
-            scan.digest(tree, &key)?
-        };
         let one = Candidate {
             path,
-            digest,
+            digest: Raw::default(),
+            key,
             link: link && above.is_empty(),
             counted: counts,
             included,
@@ -234,6 +232,12 @@ pub(crate) fn choose(
             above.push(one);
         }
     }
+    // All at once: that takes more than one thread where there are many.
+    let keys: Vec<&[u8]> = chosen.iter().map(|one| one.key.as_slice()).collect();
+    let digests = scan.headers(tree, &keys)?;
+    for (one, digest) in chosen.iter_mut().zip(digests) {
+        one.digest = digest;
+    }
     Ok((prefix, chosen))
 }
 
@@ -243,6 +247,7 @@ impl Candidate {
         Self {
             path: self.path.clone(),
             digest: self.digest,
+            key: self.key.clone(),
             link: self.link,
             counted: true,
             included: None,

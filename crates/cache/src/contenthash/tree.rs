@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cooper_content::{Digest, digest_from};
+use cooper_content::Digest;
 use sha2::{Digest as _, Sha256};
 
 /// The 32 bytes of a sha256.
@@ -152,6 +152,33 @@ impl Tree {
     /// Adds what was found on disk, unless it is known.
     pub(crate) fn learn(&mut self, key: Key, kind: Kind) {
         self.nodes.entry(key).or_insert_with(|| Node::new(kind));
+    }
+
+    /// Notes the digests, of directories those of their metadata, and the permissions of paths,
+    /// which come in order.
+    pub(crate) fn set_hashes<'a>(
+        &mut self,
+        hashes: impl IntoIterator<Item = (&'a Key, (Raw, u16))>,
+    ) {
+        let mut hashes = hashes.into_iter().peekable();
+        let Some((first, _)) = hashes.peek() else {
+            return;
+        };
+        // Side by side: to look each of many up takes longer.
+        for (key, node) in self.nodes.range_mut(Key::clone(first)..) {
+            while hashes.next_if(|(wanted, _)| *wanted < key).is_some() {}
+            let Some((_, (digest, mode))) = hashes.next_if(|(wanted, _)| *wanted == key) else {
+                match hashes.peek() {
+                    Some(_) => continue,
+                    None => return,
+                }
+            };
+            node.mode = Some(mode);
+            match &mut node.kind {
+                Kind::Directory { header, .. } => *header = Some(digest),
+                _ => node.digest = Some(digest),
+            }
+        }
     }
 
     /// `key` and all that is below it, in order.
@@ -316,7 +343,7 @@ impl Tree {
                     (Kind::Directory { header, .. }, None) => {
                         let mut hash = Sha256::new();
                         hash.update([0]);
-                        hash.update(text_of(&(*header)?));
+                        hash.update(text(&(*header)?));
                         open.push((key.clone(), hash));
                     }
                     (_, digest) => feed(&mut open, key, &digest?),
@@ -351,7 +378,7 @@ fn close(open: &mut Vec<(Key, Sha256)>, done: &mut Vec<(Key, Raw)>, next: Option
 fn feed(open: &mut [(Key, Sha256)], key: &[u8], digest: &Raw) {
     if let Some((dir, hash)) = open.last_mut() {
         hash.update(&key[dir.len()..]);
-        hash.update(text_of(digest));
+        hash.update(text(digest));
     }
 }
 
@@ -406,8 +433,13 @@ pub(crate) fn path_of(key: &[u8]) -> String {
     String::from_utf8_lossy(&path).into_owned()
 }
 
-pub(crate) fn text_of(digest: &Raw) -> String {
-    digest_from(digest).to_string()
+/// The digest as text: `sha256:` and 64 hexadecimal digits.
+pub(crate) fn text(digest: &Raw) -> [u8; 71] {
+    let mut text = [0; 71];
+    let (begin, digits) = text.split_at_mut(7);
+    begin.copy_from_slice(b"sha256:");
+    hex::encode_to_slice(digest, digits).expect("64 digits are as many as 32 bytes need");
+    text
 }
 
 fn raw_of(digest: &Digest) -> Option<Raw> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cooper_cache::{CacheConfig, CacheManager, RefId};
 use cooper_content::FsContentStore;
 use cooper_snapshot::{OverlaySnapshotter, Snapshotter};
-use cooper_store::Store;
+use cooper_store::{Dropped, Store};
 
 /// The number that `name` has in the environment, else `usual`.
 pub(crate) fn number(name: &str, usual: u64) -> u64 {
@@ -46,8 +46,18 @@ impl Random {
 
 /// Opens the cache in `root`.
 pub(crate) async fn open(root: &Path) -> CacheManager {
+    let (store, dropped) = open_store(root);
+    open_over(root, store, dropped).await
+}
+
+/// Opens the metadata of the cache in `root`.
+pub(crate) fn open_store(root: &Path) -> (Store, Vec<Dropped>) {
     let boot = cooper_sys::boot_id().unwrap();
-    let (store, dropped) = Store::open(&root.join("metadata.db"), &boot).unwrap();
+    Store::open(&root.join("metadata.db"), &boot).unwrap()
+}
+
+/// Opens the cache in `root` over its metadata.
+pub(crate) async fn open_over(root: &Path, store: Store, dropped: Vec<Dropped>) -> CacheManager {
     let snapshots = root.join("snapshots");
     let options = OverlaySnapshotter::probe(&snapshots).unwrap();
     let snapshotter = OverlaySnapshotter::open(&snapshots, store.clone(), options).unwrap();
