@@ -1,7 +1,6 @@
 //! What pruning would take, and why the rest stays.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::time::SystemTime;
 
@@ -11,6 +10,10 @@ use crate::core::Core;
 use crate::state::{Entry, State};
 use crate::usage::blob_record;
 use crate::{PruneOptions, RecordType, RefId, UsageRecord};
+
+/// Each one that goes changes the places of the others. Where there are many, this part of them
+/// goes before they are put in order again.
+const RANKED: usize = 256;
 
 /// What pruning would do.
 #[derive(Clone, Debug, Default)]
@@ -181,37 +184,42 @@ impl Core {
             .collect();
         let now = SystemTime::now();
         let spared: Vec<Option<Why>> = rows.iter().map(|row| row.spared(options, now)).collect();
-        let ranks = ranks(&rows);
         let ready = |row: &Row| !row.held && row.children == 0;
-        let mut heap: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
-        for (index, row) in rows.iter().enumerate() {
-            if ready(row) && spared[index].is_none() {
-                heap.push(Reverse((ranks[index], index)));
-            }
-        }
+        let may_go = |rows: &[Row], index: usize| ready(&rows[index]) && spared[index].is_none();
+        let mut candidates: Vec<usize> = (0..rows.len())
+            .filter(|index| may_go(&rows, *index))
+            .collect();
         let mut picks = Vec::new();
         let enough = |total: u64| keep.is_some_and(|keep| total < keep);
-        while !enough(total)
-            && let Some(Reverse((_, first))) = heap.pop()
-        {
-            let mut going = vec![first];
-            while let Some(index) = going.pop() {
-                rows[index].gone = true;
-                total = total.saturating_sub(rows[index].pick.record.size);
-                picks.push(rows[index].pick.clone());
-                for needed in std::mem::take(&mut rows[index].needs) {
-                    let Some(below) = by_id.get(&needed).copied() else {
-                        continue;
-                    };
-                    let row = &mut rows[below];
-                    row.children = row.children.saturating_sub(1);
-                    if !ready(row) || row.gone {
-                        continue;
-                    }
-                    if row.pick.waste {
-                        going.push(below);
-                    } else if spared[below].is_none() {
-                        heap.push(Reverse((ranks[below], below)));
+        while !enough(total) && !candidates.is_empty() {
+            sort(&rows, &mut candidates);
+            let at_once = match keep {
+                Some(_) => candidates.len().div_ceil(RANKED),
+                None => candidates.len(),
+            };
+            for first in candidates.drain(..at_once).collect::<Vec<_>>() {
+                if enough(total) {
+                    break;
+                }
+                let mut going = vec![first];
+                while let Some(index) = going.pop() {
+                    rows[index].gone = true;
+                    total = total.saturating_sub(rows[index].pick.record.size);
+                    picks.push(rows[index].pick.clone());
+                    for needed in std::mem::take(&mut rows[index].needs) {
+                        let Some(below) = by_id.get(&needed).copied() else {
+                            continue;
+                        };
+                        let row = &mut rows[below];
+                        row.children = row.children.saturating_sub(1);
+                        if !ready(row) || row.gone {
+                            continue;
+                        }
+                        if row.pick.waste {
+                            going.push(below);
+                        } else if spared[below].is_none() {
+                            candidates.push(below);
+                        }
                     }
                 }
             }
@@ -258,24 +266,100 @@ fn stays(rows: &[Row], spared: Vec<Option<Why>>, keep: Option<u64>) -> Vec<Stays
         .collect()
 }
 
-/// The order in which rows go: the least used and longest unused first, each counted by its
-/// place among all (BuildKit, `cache/manager.go`, `sortDeleteRecords`).
-fn ranks(rows: &[Row]) -> Vec<u64> {
-    fn places<K: Ord + Copy>(keys: &[K]) -> Vec<f64> {
+/// Puts those that may go in the order in which they do: the least used and longest unused first,
+/// each counted by its place among these (BuildKit, `cache/manager.go`, `sortDeleteRecords`).
+fn sort(rows: &[Row], candidates: &mut [usize]) {
+    /// For each key its place among the different ones, from 1 for what is the least of all
+    /// keys that there can be, divided by the last place.
+    fn places<K: Ord + Copy>(keys: &[K], least: K) -> impl Fn(K) -> f64 {
         let mut distinct = keys.to_vec();
+        distinct.push(least);
         distinct.sort_unstable();
         distinct.dedup();
-        let most = (distinct.len().max(2) - 1) as f64;
-        let place = |key| distinct.binary_search(key).unwrap_or_default() as f64 / most;
-        keys.iter().map(place).collect()
+        move |key| {
+            let place = distinct.binary_search(&key).unwrap_or_default() + 1;
+            place as f64 / distinct.len() as f64
+        }
     }
-    let times: Vec<_> = rows
+    let record = |index: &usize| &rows[*index].pick.record;
+    let times: Vec<_> = candidates
         .iter()
-        .map(|row| row.pick.record.last_used_at)
+        .map(|one| record(one).last_used_at)
         .collect();
-    let counts: Vec<_> = rows.iter().map(|row| row.pick.record.usage_count).collect();
-    let (times, counts) = (places(&times), places(&counts));
-    // Whole numbers can be put in order.
-    let rank = |(time, count): (f64, f64)| ((time + count) * 1e9) as u64;
-    times.into_iter().zip(counts).map(rank).collect()
+    let counts: Vec<_> = candidates
+        .iter()
+        .map(|one| record(one).usage_count)
+        .collect();
+    let (time, count) = (places(&times, None), places(&counts, 0));
+    // Equal ones in the order in which they were made.
+    candidates.sort_by_cached_key(|one| {
+        let record = record(one);
+        let rank = time(record.last_used_at) + count(record.usage_count);
+        // Whole numbers can be put in order.
+        ((rank * 1e12) as u64, record.created_at)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn row(used: Option<u64>, count: u64) -> Row {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let record = UsageRecord {
+            id: RefId::random(),
+            mutable: false,
+            in_use: false,
+            size: 1,
+            parents: Vec::new(),
+            created_at: at(0),
+            last_used_at: used.map(at),
+            usage_count: count,
+            description: String::new(),
+            record_type: RecordType::Regular,
+            shared: false,
+        };
+        Row {
+            pick: Pick {
+                record,
+                what: What::Ref { sealed: None },
+                waste: false,
+            },
+            needs: Vec::new(),
+            children: 0,
+            held: false,
+            gone: false,
+        }
+    }
+
+    /// As BuildKit sorts them, which counts places from 1, and those that were never used, or
+    /// have no count, as the first.
+    #[test]
+    fn the_least_used_and_longest_unused_goes_first() {
+        type Used = (Option<u64>, u64);
+        let cases: [(&[Used], &[usize]); 5] = [
+            // By time alone, and by count alone.
+            (&[(Some(3), 1), (Some(1), 1), (Some(2), 1)], &[1, 2, 0]),
+            (&[(Some(1), 3), (Some(1), 1), (Some(1), 2)], &[1, 2, 0]),
+            // Never used comes before all.
+            (&[(Some(1), 1), (None, 0)], &[1, 0]),
+            // 2/3 + 4/5 of the first is more than 3/3 + 2/5 of the last.
+            (
+                &[(Some(1), 40), (Some(1), 50), (Some(1), 20), (Some(2), 10)],
+                &[2, 3, 0, 1],
+            ),
+            (&[], &[]),
+        ];
+        for (given, expected) in cases {
+            let rows: Vec<Row> = given
+                .iter()
+                .map(|(used, count)| row(*used, *count))
+                .collect();
+            let mut order: Vec<usize> = (0..rows.len()).collect();
+            sort(&rows, &mut order);
+            assert_eq!(order, expected, "{given:?}");
+        }
+    }
 }

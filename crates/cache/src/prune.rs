@@ -48,21 +48,25 @@ impl std::fmt::Debug for PruneOptions {
 }
 
 impl PruneOptions {
-    /// How many bytes to keep of `total`, when `free` are free; none when space is no matter.
+    /// How many bytes to keep of `total`, when `free` are free; none when space is no matter
+    /// (BuildKit, `cache/manager.go`, `calculateKeepBytes`).
     fn keep(&self, total: u64, free: u64) -> Option<u64> {
         if !self.has_bound() {
             return None;
         }
-        let excess = self.min_free_space.saturating_sub(free);
-        let bounds = [
-            (self.max_used_space > 0).then_some(self.max_used_space),
-            (excess > 0).then(|| total.saturating_sub(excess)),
-        ];
-        let lowest = bounds.into_iter().flatten().min();
-        // With space reserved alone that is the bound. Where only free space was asked for and
-        // is there, nothing has to go.
-        let unbounded = if self.reserved_space > 0 { 0 } else { u64::MAX };
-        Some(lowest.unwrap_or(unbounded).max(self.reserved_space))
+        let most = match self.max_used_space {
+            0 => None,
+            most => Some(most),
+        };
+        let bound = match self.min_free_space.saturating_sub(free) {
+            // Free space was asked for and is there: nothing has to go. BuildKit keeps as much as
+            // there is then, and as less than that is what it wants, one record goes each time.
+            0 if self.min_free_space > 0 => most.unwrap_or(u64::MAX),
+            // With space reserved alone that is the bound.
+            0 => most.unwrap_or(0),
+            lacking => total.saturating_sub(lacking).min(most.unwrap_or(u64::MAX)),
+        };
+        Some(bound.max(self.reserved_space))
     }
 
     /// Whether it is about space.
@@ -96,7 +100,7 @@ impl PruneOptions {
 
 /// Records that are ended at once: one sync makes the end of all of them durable, and whoever
 /// waits for the keeper waits no longer than for these.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 impl CacheManager {
     /// Ends records that nobody uses and that `options` do not spare, and removes what they
@@ -185,7 +189,8 @@ impl CacheManager {
         let root = &self.shared.mounts;
         let stat = rustix::fs::statvfs(root)
             .map_err(|error| io("measure the disk at", root)(error.into()))?;
-        Ok(stat.f_bavail * stat.f_frsize)
+        // All that is free, as BuildKit has it, what is kept for root included.
+        Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
     }
 
     /// Ends those that are still unused, each together with what is sealed over it. All at once:
@@ -261,19 +266,37 @@ mod tests {
             min_free_space: free,
             ..PruneOptions::default()
         };
+        const ALL: u64 = u64::MAX;
+        // Of a total of 100, with 50 free.
         let cases = [
-            (options(0, 0, 0), 100, 50, None),
-            (options(80, 0, 0), 100, 50, Some(80)),
-            (options(0, 10, 0), 100, 50, Some(10)),
-            (options(0, 0, 70), 100, 50, Some(80)),
-            (options(60, 0, 70), 100, 50, Some(60)),
-            (options(90, 85, 70), 100, 50, Some(85)),
-            (options(0, 0, 500), 100, 50, Some(0)),
-            (options(0, 0, 30), 100, 50, Some(u64::MAX)),
-            (options(0, 10, 30), 100, 50, Some(10)),
+            // Space is no matter.
+            (options(0, 0, 0), None),
+            // One of them alone.
+            (options(80, 0, 0), Some(80)),
+            (options(200, 0, 0), Some(200)),
+            (options(0, 10, 0), Some(10)),
+            (options(0, 200, 0), Some(200)),
+            (options(0, 0, 70), Some(80)),
+            (options(0, 0, 150), Some(0)),
+            (options(0, 0, 500), Some(0)),
+            (options(0, 0, 50), Some(ALL)),
+            (options(0, 0, 30), Some(ALL)),
+            // The lower of the two upper ones.
+            (options(60, 0, 70), Some(60)),
+            (options(90, 0, 70), Some(80)),
+            (options(60, 0, 30), Some(60)),
+            // What is reserved stays whatever is said.
+            (options(90, 85, 70), Some(85)),
+            (options(60, 85, 30), Some(85)),
+            (options(60, 20, 0), Some(60)),
+            (options(0, 40, 500), Some(40)),
+            (options(0, 10, 70), Some(80)),
+            // Nothing has to go: what is reserved is no bound then.
+            (options(0, 10, 30), Some(ALL)),
+            (options(0, 200, 30), Some(ALL)),
         ];
-        for (options, total, free, expected) in cases {
-            assert_eq!(options.keep(total, free), expected, "{options:?}");
+        for (options, expected) in cases {
+            assert_eq!(options.keep(100, 50), expected, "{options:?}");
         }
     }
 }

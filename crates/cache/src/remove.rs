@@ -65,14 +65,16 @@ impl Core {
                 tracing::warn!(%error, "could not remove records");
                 return;
             }
+            let own = removals.iter().filter(|removal| removal.snapshot);
+            let snapshots: Vec<_> = own.filter_map(Removal::snapshot).collect();
+            let removed = self.snapshotter.remove_all(&snapshots).await;
+            for (snapshot, result) in snapshots.iter().zip(removed) {
+                if let Err(error) = result {
+                    tracing::warn!(%snapshot, %error, "could not remove a snapshot");
+                }
+            }
             let mut next = Vec::new();
             for removal in removals {
-                if removal.snapshot
-                    && let Some(snapshot) = removal.snapshot()
-                    && let Err(error) = self.snapshotter.remove(&snapshot).await
-                {
-                    tracing::warn!(id = %removal.id, %error, "could not remove a snapshot");
-                }
                 self.remove_blob(&removal).await;
                 self.hashes.forget(&removal.id);
                 {

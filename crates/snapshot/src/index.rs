@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cooper_store::{Read, Store, StoreError, Table};
+use cooper_store::{Read, Store, StoreError, Table, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::error::io;
@@ -13,6 +13,8 @@ use crate::{ActiveKey, SnapshotError, SnapshotId, SnapshotName};
 const SNAPSHOTS: Table<Record> = Table::new("snapshots");
 /// Keys are `<parent's name>/<id of the child as above>`.
 const CHILDREN: Table<()> = Table::new("snapshot-children");
+/// Folders that one thread removes, at least: few are gone before another has begun.
+const ALONE: usize = 16;
 /// Layers of one chain at most: a bound on a walk, far above what images have.
 const MAX_CHAIN: usize = 4096;
 
@@ -174,27 +176,46 @@ impl Index {
             .await?
     }
 
-    /// Strikes a snapshot out; `None` when there is none.
-    pub(crate) async fn remove(&self, id: &SnapshotId) -> Result<Option<Record>, SnapshotError> {
-        let (key, shown) = (id_key(id), id.to_string());
-        self.store
-            .write(move |tx| {
-                let Some(record) = tx.get(&SNAPSHOTS, &key)? else {
-                    return Ok(Ok(None));
+    /// Removes snapshots in their order, with their folders. Says of each whether that went well.
+    pub(crate) async fn remove_all(&self, ids: &[SnapshotId]) -> Vec<Result<(), SnapshotError>> {
+        let struck = match self.strike_out(ids).await {
+            Ok(struck) => struck,
+            // Nothing is gone.
+            Err(error) => {
+                let attempt = || format!("strike out {} snapshots: {error}", ids.len());
+                let failed = |_| {
+                    Err(SnapshotError::Backend {
+                        attempt: attempt(),
+                        source: error.to_string().into(),
+                    })
                 };
-                if let Some(name) = key.strip_prefix("c/")
-                    && let Some((child, ())) = tx.scan(&CHILDREN, &format!("{name}/"))?.pop()
-                {
-                    let child = child[name.len() + 3..].to_owned();
-                    return Ok(Err(SnapshotError::HasChildren { id: shown, child }));
-                }
-                tx.delete(&SNAPSHOTS, &key)?;
-                if let Some(parent) = &record.parent {
-                    tx.delete(&CHILDREN, &format!("{parent}/{key}"))?;
-                }
-                Ok(Ok(Some(record)))
-            })
-            .await?
+                return ids.iter().map(failed).collect();
+            }
+        };
+        let folder = |record: Option<Record>| record.map(|record| self.folder(record.number));
+        let folders: Vec<_> = struck.into_iter().map(|one| one.map(folder)).collect();
+        let removed = tokio::task::spawn_blocking(move || remove_folders(folders)).await;
+        removed.unwrap_or_else(|error| {
+            let failed = |_| {
+                Err(SnapshotError::Backend {
+                    attempt: "remove folders".into(),
+                    source: error.to_string().into(),
+                })
+            };
+            ids.iter().map(failed).collect()
+        })
+    }
+
+    /// Strikes snapshots out in one transaction; gives what was written of each, `None` where
+    /// there was none.
+    async fn strike_out(
+        &self,
+        ids: &[SnapshotId],
+    ) -> Result<Vec<Result<Option<Record>, SnapshotError>>, StoreError> {
+        let keys: Vec<String> = ids.iter().map(id_key).collect();
+        self.store
+            .write(move |tx| keys.iter().map(|key| strike_out(tx, key)).collect())
+            .await
     }
 
     /// What is in the folder of the snapshots and is none, with what it takes in bytes.
@@ -224,4 +245,62 @@ impl Index {
         };
         Ok(records.iter().map(|(key, _)| id(key)).collect())
     }
+}
+
+fn strike_out(
+    tx: &mut Write<'_>,
+    key: &str,
+) -> Result<Result<Option<Record>, SnapshotError>, StoreError> {
+    let Some(record) = tx.get(&SNAPSHOTS, key)? else {
+        return Ok(Ok(None));
+    };
+    if let Some(name) = key.strip_prefix("c/")
+        && let Some((child, ())) = tx.scan(&CHILDREN, &format!("{name}/"))?.pop()
+    {
+        let id = name.to_owned();
+        let child = child[name.len() + 3..].to_owned();
+        return Ok(Err(SnapshotError::HasChildren { id, child }));
+    }
+    tx.delete(&SNAPSHOTS, key)?;
+    if let Some(parent) = &record.parent {
+        tx.delete(&CHILDREN, &format!("{parent}/{key}"))?;
+    }
+    Ok(Ok(Some(record)))
+}
+
+/// Removes the folders of what was struck out, on some threads where there are many.
+fn remove_folders(
+    folders: Vec<Result<Option<PathBuf>, SnapshotError>>,
+) -> Vec<Result<(), SnapshotError>> {
+    let remove = |one: Result<Option<PathBuf>, SnapshotError>| match one? {
+        Some(folder) => crate::tree::remove(&folder),
+        None => Ok(()),
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = folders.len().div_ceil(processors).max(ALONE);
+    let mut parts: Vec<Vec<_>> = Vec::new();
+    for (index, one) in folders.into_iter().enumerate() {
+        if index % each == 0 {
+            parts.push(Vec::with_capacity(each));
+        }
+        parts
+            .last_mut()
+            .expect("one was pushed a line ago")
+            .push(one);
+    }
+    let work = move |part: Vec<_>| part.into_iter().map(remove).collect::<Vec<_>>();
+    if parts.len() <= 1 {
+        return parts.into_iter().flat_map(work).collect();
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .into_iter()
+            .map(|part| scope.spawn(move || work(part)))
+            .collect();
+        let join = threads.into_iter().flat_map(|thread| match thread.join() {
+            Ok(results) => results,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        join.collect()
+    })
 }

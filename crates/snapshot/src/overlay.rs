@@ -223,11 +223,12 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
-        let Some(record) = self.index.remove(id).await? else {
-            return Ok(());
-        };
-        let folder = self.index.folder(record.number);
-        blocking(move || tree::remove(&folder)).await
+        let mut results = self.index.remove_all(std::slice::from_ref(id)).await;
+        results.pop().unwrap_or(Ok(()))
+    }
+
+    async fn remove_all(&self, ids: &[SnapshotId]) -> Vec<Result<(), SnapshotError>> {
+        self.index.remove_all(ids).await
     }
 
     async fn strays(&self) -> Result<Vec<(std::path::PathBuf, u64)>, SnapshotError> {

@@ -200,6 +200,16 @@ pub trait Snapshotter: Send + Sync {
     /// Removes a snapshot. One that is not there is no error; one that has children is.
     async fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError>;
 
+    /// Removes some of them, in their order: those on top come first. Says of each, as
+    /// [`Snapshotter::remove`] does, whether that went well; one that stays keeps no other.
+    async fn remove_all(&self, ids: &[SnapshotId]) -> Vec<Result<(), SnapshotError>> {
+        let mut results = Vec::with_capacity(ids.len());
+        for id in ids {
+            results.push(self.remove(id).await);
+        }
+        results
+    }
+
     /// What lies among the files of the snapshots and belongs to none, with the bytes that it
     /// takes.
     async fn strays(&self) -> Result<Vec<(PathBuf, u64)>, SnapshotError> {
