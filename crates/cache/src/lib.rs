@@ -64,6 +64,7 @@ mod state;
 mod tests;
 mod usage;
 mod verify;
+mod written;
 
 pub use blobs::Work;
 pub use collect::{CacheLimits, Collector};
@@ -83,3 +84,4 @@ pub use record::{Layer, RecordOptions, RecordType};
 pub use refs::{ImmutableRef, LocalRef, MountedDir};
 pub use usage::UsageRecord;
 pub use verify::{Difference, Verified};
+pub use written::Written;

@@ -18,6 +18,9 @@ use crate::{CacheError, ImmutableRef, LocalRef, RecordOptions, RefId};
 /// Sealed refs below a mutable one at most: with more a new one is cheaper than going on.
 const MAX_SEALED: usize = 100;
 
+/// Bytes beyond the limit of a step that the file system still takes.
+const BEYOND: u64 = 1 << 20;
+
 /// A state of a file system that is being written, and nobody else has.
 ///
 /// Dropping it throws the state away, at once for the caller and soon on disk. One that was made
@@ -101,8 +104,24 @@ impl MutableRef {
             .map_err(snapshot("make the snapshot", &made.id))?;
         if retained {
             made.keep().await?;
+        } else {
+            made.limit().await;
         }
         Ok(made)
+    }
+
+    /// Has the file system refuse what is more than one step may write, where it can: who looks
+    /// from time to time may look too late.
+    async fn limit(&self) {
+        let most = self.shared.most_of_step.load(Ordering::Relaxed);
+        if most == 0 {
+            return;
+        }
+        // A step has to come beyond its limit to be told that it did.
+        let bytes = most.saturating_add(BEYOND);
+        if let Err(error) = self.shared.snapshotter.limit(&self.key, bytes).await {
+            tracing::debug!(id = %self.id, %error, "the file system does not limit a step");
+        }
     }
 
     /// Writes the record of a new one that outlives its handle.
@@ -217,6 +236,10 @@ impl MutableRef {
         Ok(())
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Its id. The immutable ref that it becomes has the same id, unless it is retained.
     pub fn id(&self) -> &RefId {
         &self.id
@@ -253,70 +276,6 @@ impl MutableRef {
         if let Some(tree) = &mut hashes.before {
             tree.change(changes);
         }
-    }
-
-    /// Resolves when what is written to `refs`, those of one step, is more than one step may
-    /// write ([`crate::CacheLimits`]): never without such a limit. It is looked at some times each
-    /// second, so a step that is fast may be done before: [`MutableRef::check_size`] looks then.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost.
-    pub async fn outgrown(refs: &[&Self]) -> CacheError {
-        let Some(first) = refs.first() else {
-            return std::future::pending().await;
-        };
-        let core = &first.shared.core;
-        loop {
-            let told = core.sampled.notified();
-            tokio::pin!(told);
-            told.as_mut().enable();
-            if let Err(error) = Self::check_known(refs) {
-                return error;
-            }
-            told.await;
-        }
-    }
-
-    /// Looks whether more is written to `refs`, those of one step, than one step may write.
-    ///
-    /// # Errors
-    /// [`CacheError::Outgrown`].
-    ///
-    /// # Cancel safety
-    /// Nothing is changed but what is known of sizes.
-    pub async fn check_size(refs: &[&Self]) -> Result<(), CacheError> {
-        for one in refs {
-            // Measuring costs something: not where nobody asks for it.
-            if one.shared.most_of_step.load(Ordering::Relaxed) == 0 {
-                return Ok(());
-            }
-            one.shared.measure(&one.id).await?;
-        }
-        Self::check_known(refs)
-    }
-
-    fn check_known(refs: &[&Self]) -> Result<(), CacheError> {
-        let Some(first) = refs.first() else {
-            return Ok(());
-        };
-        let most = first.shared.most_of_step.load(Ordering::Relaxed);
-        let state = first.shared.state();
-        let size = |id: &RefId| state.get(id).and_then(|entry| entry.uses.size).unwrap_or(0);
-        let written = refs.iter().map(|one| {
-            // A copy begins with what was copied.
-            let copied = match first.shared.snapshotter.copies() {
-                true => state
-                    .get(&one.id)
-                    .and_then(|entry| entry.record.parent.as_ref()),
-                false => None,
-            };
-            size(&one.id).saturating_sub(copied.map_or(0, size))
-        });
-        let written: u64 = written.sum();
-        if most > 0 && written > most {
-            return Err(CacheError::Outgrown { written, most });
-        }
-        Ok(())
     }
 
     /// Makes it be found by `index` ([`crate::CacheManager::search`]).

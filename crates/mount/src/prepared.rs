@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cooper_cache::{CacheError, ImmutableRef, LocalRef, MutableRef};
+use cooper_cache::{CacheError, ImmutableRef, LocalRef, MutableRef, Written};
 use cooper_executor::ContainerMount;
 use cooper_snapshot::Mount;
 
@@ -106,7 +106,7 @@ impl Prepared {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn outgrown(&self) -> CacheError {
-        MutableRef::outgrown(&self.written()).await
+        Written::to(self.written()).outgrown().await
     }
 
     /// Looks whether the step has written more than one may, caches not counted.
@@ -114,7 +114,7 @@ impl Prepared {
     /// # Errors
     /// [`CacheError::Outgrown`].
     pub async fn check_size(&self) -> Result<(), CacheError> {
-        MutableRef::check_size(&self.written()).await
+        Written::to(self.written()).check().await
     }
 
     fn written(&self) -> Vec<&MutableRef> {

@@ -82,6 +82,11 @@ impl Index {
         })
     }
 
+    /// What the folders of all snapshots are in.
+    pub(crate) fn folders(&self) -> &Path {
+        &self.root
+    }
+
     /// The folder of a snapshot.
     pub(crate) fn folder(&self, number: u64) -> PathBuf {
         self.root.join(number.to_string())

@@ -34,6 +34,7 @@ mod index;
 mod mounted;
 mod native;
 mod overlay;
+mod project;
 mod snapshotter;
 #[cfg(feature = "testsuite")]
 pub mod testsuite;

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_store::Store;
@@ -11,6 +11,7 @@ use cooper_sys::MountGuard;
 
 use crate::error::io;
 use crate::index::{Index, Record};
+use crate::project::Projects;
 use crate::tree::{self, blocking};
 use crate::{ActiveKey, Mount, SnapshotError, SnapshotId, SnapshotName, Snapshotter, Usage};
 
@@ -30,6 +31,8 @@ pub struct OverlaySnapshotter {
     index: Arc<Index>,
     options: OverlayOptions,
     work: Arc<AtomicU64>,
+    /// Looked for when the first limit is asked for.
+    projects: Arc<OnceLock<Option<Projects>>>,
 }
 
 impl OverlaySnapshotter {
@@ -41,6 +44,7 @@ impl OverlaySnapshotter {
             index,
             options,
             work: Arc::default(),
+            projects: Arc::default(),
         })
     }
 
@@ -204,8 +208,22 @@ impl Snapshotter for OverlaySnapshotter {
         }])
     }
 
+    async fn limit(&self, key: &ActiveKey, bytes: u64) -> Result<bool, SnapshotError> {
+        let find = || Projects::find(self.index.folders());
+        let Some(projects) = self.projects.get_or_init(find) else {
+            return Ok(false);
+        };
+        let record = self.index.get(&SnapshotId::Active(key.clone()))?;
+        let folder = self.index.folder(record.number);
+        projects.limit(record.number, &folder, &["fs", "work"], bytes)?;
+        Ok(true)
+    }
+
     async fn commit(&self, key: &ActiveKey, name: &SnapshotName) -> Result<(), SnapshotError> {
         let record = self.index.commit(key, name).await?;
+        if let Some(Some(projects)) = self.projects.get() {
+            projects.release(record.number, &self.index.folder(record.number))?;
+        }
         // Empty folders; a process that dies here leaves them, which harms nobody.
         tree::remove(&self.index.folder(record.number).join("work"))
     }
@@ -258,6 +276,81 @@ mod tests {
             crate::testsuite::run(open).await;
             crate::testsuite::run_on_folders(open).await;
         }
+    }
+
+    /// An ext4 of its own that keeps quotas of projects; none where the kernel cannot.
+    struct Disk(tempfile::TempDir);
+
+    impl Disk {
+        fn with_quotas() -> Option<Self> {
+            let disk = Self(tempfile::tempdir().unwrap());
+            let (image, place) = (disk.0.path().join("image"), disk.path());
+            let file = std::fs::File::create(&image).unwrap();
+            file.set_len(64 << 20).unwrap();
+            std::fs::create_dir(&place).unwrap();
+            let run = |name: &str, args: &[&str], last: [&Path; 2]| {
+                let mut command = std::process::Command::new(name);
+                let ran = command.args(args).args(last).output().unwrap();
+                ran.status.success()
+            };
+            let features = ["-q", "-O", "quota,project", "-E", "quotatype=prjquota"];
+            let made = std::process::Command::new("mkfs.ext4")
+                .args(features)
+                .arg(&image)
+                .status();
+            assert!(made.unwrap().success());
+            run("mount", &["-o", "loop,prjquota"], [&image, &place]).then_some(disk)
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("disk")
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount")
+                .arg(self.path())
+                .status();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_system_with_quotas_keeps_the_limit_of_a_snapshot() {
+        const MIB: usize = 1 << 20;
+        let plain = tempfile::tempdir().unwrap();
+        let disk = Disk::with_quotas();
+        let place = disk.as_ref().map_or(plain.path().to_owned(), Disk::path);
+        let options = OverlaySnapshotter::probe(&place).unwrap();
+        let store = Store::in_memory().unwrap();
+        let snapshots = OverlaySnapshotter::open(&place, store, options).unwrap();
+        let (base, key) = (SnapshotName::new("base"), ActiveKey::new("key"));
+        snapshots.prepare(&key, None).await.unwrap();
+        snapshots.commit(&key, &base).await.unwrap();
+        snapshots.prepare(&key, Some(&base)).await.unwrap();
+        let kept = snapshots.limit(&key, MIB as u64).await.unwrap();
+        // Where there are no quotas it says so.
+        assert_eq!(kept, disk.is_some());
+        let write = async |key: &ActiveKey, name: &str, bytes: usize| {
+            let mounts = snapshots.mounts(key).await.unwrap();
+            let mounted = crate::MountedDir::mount(&mounts, &place).unwrap();
+            let written = std::fs::write(mounted.path().join(name), vec![1; bytes]);
+            mounted.close().unwrap();
+            written.map_err(|error| error.raw_os_error())
+        };
+        write(&key, "little", MIB / 2).await.unwrap();
+        let much = write(&key, "much", 4 * MIB).await;
+        assert_eq!(much.is_err(), kept, "{much:?}");
+        if kept {
+            assert_eq!(much, Err(Some(rustix::io::Errno::DQUOT.raw_os_error())));
+            assert!(snapshots.usage_active(&key).await.unwrap().bytes <= MIB as u64);
+        }
+        // The next one on top of it has no limit until it gets one.
+        let done = SnapshotName::new("done");
+        snapshots.commit(&key, &done).await.unwrap();
+        snapshots.prepare(&key, Some(&done)).await.unwrap();
+        write(&key, "much", 4 * MIB).await.unwrap();
+        drop(snapshots);
     }
 
     #[tokio::test]

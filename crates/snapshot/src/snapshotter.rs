@@ -187,6 +187,13 @@ pub trait Snapshotter: Send + Sync {
     /// gives mounts that can be mounted although earlier ones were.
     async fn mounts(&self, key: &ActiveKey) -> Result<Vec<Mount>, SnapshotError>;
 
+    /// Lets the file system itself refuse what is written to the new snapshot `key` beyond `bytes`
+    /// (`EDQUOT`), until it is committed. Says whether it does: not all can.
+    async fn limit(&self, key: &ActiveKey, bytes: u64) -> Result<bool, SnapshotError> {
+        let _ = (key, bytes);
+        Ok(false)
+    }
+
     /// Ends the writing: from now on the snapshot has `name`, and its key is free. Nothing may
     /// have it mounted for writing.
     async fn commit(&self, key: &ActiveKey, name: &SnapshotName) -> Result<(), SnapshotError>;

@@ -1,5 +1,5 @@
 //! The system calls that Cooper needs and the standard library does not have: mounts, paths
-//! that stay inside a root, processes by pidfd, control groups, locks, syncing.
+//! that stay inside a root, processes by pidfd, control groups, locks, quotas, syncing.
 //!
 //! This crate is the only home of `unsafe` in the workspace; what rustix offers safely needs
 //! none. It refuses to know what a mount, a tree or a process is for.
@@ -27,6 +27,7 @@ pub mod mount;
 pub mod netns;
 mod pidfd;
 pub mod process;
+pub mod quota;
 mod root;
 mod sync;
 pub mod userns;

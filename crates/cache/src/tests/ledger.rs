@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::pruning::kept;
 use super::*;
-use crate::{CacheError, CacheLimits, PruneOptions, RecordType, Why};
+use crate::{CacheError, CacheLimits, PruneOptions, RecordType, Why, Written};
 
 /// The ledger says what the file system says.
 async fn agrees(cache: &CacheManager) {
@@ -241,9 +241,9 @@ async fn a_step_that_writes_too_much_is_told() {
     let base = cache.get(&base).await.unwrap().local().unwrap();
     let work = cache.new_mutable(Some(&base), named("step")).await.unwrap();
     write(&work, "little", "x").await;
-    MutableRef::check_size(&[&work]).await.unwrap();
-    let refs = [&work];
-    let told = MutableRef::outgrown(&refs);
+    Written::to([&work]).check().await.unwrap();
+    let watched = Written::to([&work]);
+    let told = watched.outgrown();
     tokio::pin!(told);
     let waited = tokio::time::timeout(Duration::from_millis(500), &mut told).await;
     assert!(waited.is_err(), "what it stands on is not its own");
@@ -260,5 +260,5 @@ async fn a_step_that_writes_too_much_is_told() {
         "{error}"
     );
     assert!(error.to_string().contains("maxStepBytes"));
-    assert!(MutableRef::check_size(&[&work]).await.is_err());
+    assert!(Written::to([&work]).check().await.is_err());
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cooper_cache::{ImmutableRef, LocalRef, MountedDir, MutableRef, RecordOptions};
+use cooper_cache::{ImmutableRef, LocalRef, MountedDir, MutableRef, RecordOptions, Written};
 use cooper_proto::pb::{self, file_action::Action, user_opt::User};
 use cooper_solver::OpContext;
 use cooper_sys::Root;
@@ -158,17 +158,28 @@ impl Work<'_> {
         let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
         let flag = stop.0.clone();
         let mounted = target.mount().await?;
+        let written = Written::to([&target]);
         let work = move || {
             let done = roots.change(&mounted, &action, &flag);
             drop((roots, mounted));
             (target, done)
         };
-        let (target, done) =
-            tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| OpsError::Aborted {
-                    attempt: "changing files",
-                })?;
+        let changing = tokio::task::spawn_blocking(work);
+        let aborted = |_| OpsError::Aborted {
+            attempt: "changing files",
+        };
+        tokio::pin!(changing);
+        let (target, done) = tokio::select! {
+            done = &mut changing => done.map_err(aborted)?,
+            outgrown = written.outgrown() => {
+                stop.0.store(true, Ordering::Relaxed);
+                // Its file system is not mounted any more when it has ended.
+                drop(changing.await.map_err(aborted)?);
+                return Err(outgrown.into());
+            }
+        };
+        // That tells more than how the action failed for it.
+        written.check().await?;
         done.map_err(|message| FileActionError {
             index: place,
             message,
