@@ -195,6 +195,12 @@ impl Core {
                     uses.push((id.clone(), entry.uses));
                 }
             }
+            for (id, uses) in &mut uses {
+                if !state.shares.of(id).is_empty() {
+                    // The next process has to find out again with whom.
+                    uses.size = None;
+                }
+            }
             let closed: Vec<(RefId, u64)> = state
                 .opened
                 .iter()

@@ -59,6 +59,7 @@ mod record;
 mod refs;
 mod remove;
 mod seal;
+mod shares;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use cooper_content::Digest;
 
 use crate::core::Core;
+use crate::shares::FileId;
 use crate::state::{Entry, State};
 use crate::usage::blob_record;
 use crate::{PruneOptions, RecordType, RefId, UsageRecord};
@@ -95,8 +96,19 @@ pub(crate) enum What {
     Blob(Digest),
 }
 
+/// What several records may have, and is gone with the last of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Share {
+    File(FileId),
+    Blob(Digest),
+}
+
 struct Row {
     pick: Pick,
+    /// Bytes that nobody else has.
+    own: u64,
+    /// What others may have too, in bytes.
+    shares: Vec<(Share, u64)>,
     needs: Vec<RefId>,
     children: usize,
     held: bool,
@@ -113,7 +125,19 @@ impl Row {
             size: core.size(state, id, entry),
             ..state.usage(id, entry, false)
         };
+        let files = state.shares.of(id);
+        let shared: u64 = files.iter().map(|file| file.bytes).sum();
+        let files = files.iter();
+        let mut shares: Vec<_> = files
+            .map(|file| (Share::File((file.device, file.inode)), file.bytes))
+            .collect();
+        if let Some(layer) = &entry.record.layer {
+            let blob = layer.descriptor.digest();
+            shares.push((Share::Blob(blob.clone()), core.book.disk(blob)));
+        }
         Self {
+            own: entry.uses.size.unwrap_or(0).saturating_sub(shared),
+            shares,
             needs: needs.cloned().collect(),
             children: entry.children,
             held: entry.handles > 0 || entry.taken || over.is_some_and(|over| !over.is_idle()),
@@ -154,6 +178,7 @@ impl Core {
     /// matter. The least used and longest unused goes first, and what stands on others before
     /// those.
     pub(crate) fn plan(&self, options: &PruneOptions, keep: Option<u64>) -> Plan {
+        let mut holders: HashMap<Share, usize> = HashMap::new();
         let mut rows: Vec<Row> = {
             let state = self.state();
             let shown = state.iter().filter(|(_, entry)| state.is_shown(entry));
@@ -163,6 +188,8 @@ impl Core {
             let blobs = self.book.list(|digest| !state.has_blob(digest));
             rows.extend(blobs.into_iter().filter_map(|(digest, blob, in_use)| {
                 Some(Row {
+                    own: blob.disk,
+                    shares: Vec::new(),
                     needs: Vec::new(),
                     children: 0,
                     held: in_use,
@@ -174,6 +201,13 @@ impl Core {
                     },
                 })
             }));
+            for (share, _) in rows.iter().flat_map(|row| &row.shares) {
+                let count = match share {
+                    Share::File(file) => state.shares.holders(*file),
+                    Share::Blob(blob) => state.blob_holders(blob),
+                };
+                holders.insert(share.clone(), count);
+            }
             rows
         };
         let mut total = self.total();
@@ -203,9 +237,19 @@ impl Core {
                 }
                 let mut going = vec![first];
                 while let Some(index) = going.pop() {
-                    rows[index].gone = true;
-                    total = total.saturating_sub(rows[index].pick.record.size);
-                    picks.push(rows[index].pick.clone());
+                    let row = &mut rows[index];
+                    row.gone = true;
+                    // What passes to others is not freed.
+                    let mut freed = row.own;
+                    for (share, bytes) in &row.shares {
+                        if let Some(count) = holders.get_mut(share) {
+                            *count = count.saturating_sub(1);
+                            freed += if *count == 0 { *bytes } else { 0 };
+                        }
+                    }
+                    row.pick.record.size = freed;
+                    total = total.saturating_sub(freed);
+                    picks.push(row.pick.clone());
                     for needed in std::mem::take(&mut rows[index].needs) {
                         let Some(below) = by_id.get(&needed).copied() else {
                             continue;
@@ -322,6 +366,8 @@ mod tests {
             shared: false,
         };
         Row {
+            own: 1,
+            shares: Vec::new(),
             pick: Pick {
                 record,
                 what: What::Ref { sealed: None },

@@ -5,12 +5,14 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use cooper_content::Digest;
+use cooper_snapshot::Usage;
 use cooper_store::Seq;
 use tokio::sync::Notify;
 
 use crate::RefId;
 use crate::record::{Record, Stage, Uses, chain_id};
 use crate::refs::Live;
+use crate::shares::Shares;
 
 /// Refs of one chain at most: a bound on every walk, far above what images have.
 pub(crate) const MAX_CHAIN: usize = 4096;
@@ -81,6 +83,8 @@ pub(crate) struct State {
     unmeasured: BTreeSet<RefId>,
     /// The mutable refs that somebody has.
     running: BTreeSet<RefId>,
+    /// What several snapshots have.
+    pub(crate) shares: Shares,
 }
 
 fn link<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<RefId>>, key: K, id: &RefId) {
@@ -160,12 +164,34 @@ impl State {
         self.snapshots = self.snapshots.saturating_sub(entry.uses.size.unwrap_or(0));
         self.snapshots += size.unwrap_or(0);
         entry.uses.size = size;
+        self.shares.remove(id);
         // Of what is being written the size is not worth a row.
         entry.uses_changed |= !entry.taken;
         if size.is_none() && entry.record.has_snapshot() {
             self.unmeasured.insert(id.clone());
         } else {
             self.unmeasured.remove(id);
+        }
+    }
+
+    /// Notes what the snapshot of `id` was found to take.
+    pub(crate) fn set_usage(&mut self, id: &RefId, usage: &Usage) {
+        self.set_size(id, Some(usage.bytes));
+        let Some(made) = self.get(id).map(|entry| entry.record.created_at) else {
+            return;
+        };
+        if self.shares.set(id, made, &usage.shared) {
+            // Others may have been measured before they shared anything.
+            let measured = |(_, entry): &(&RefId, &Entry)| {
+                entry.uses.size.is_some() && !entry.taken && entry.record.has_snapshot()
+            };
+            let others = self.iter().filter(measured).map(|(id, _)| id.clone());
+            let others: Vec<RefId> = others
+                .filter(|other| other != id && self.shares.of(other).is_empty())
+                .collect();
+            for other in others {
+                self.set_size(&other, None);
+            }
         }
     }
 
@@ -187,7 +213,7 @@ impl State {
 
     /// What the snapshots take whose size is known, in bytes.
     pub(crate) fn snapshot_bytes(&self) -> u64 {
-        self.snapshots
+        self.snapshots.saturating_sub(self.shares.double())
     }
 
     /// Those whose size is not known.
@@ -216,6 +242,7 @@ impl State {
         self.opened.remove(id);
         self.unmeasured.remove(id);
         self.running.remove(id);
+        self.shares.remove(id);
         self.snapshots = self.snapshots.saturating_sub(entry.uses.size.unwrap_or(0));
         Some(entry)
     }
@@ -357,6 +384,11 @@ impl State {
                 _ => None,
             }
         })
+    }
+
+    /// How many records have this blob.
+    pub(crate) fn blob_holders(&self, blob: &Digest) -> usize {
+        self.by_blob.get(blob).map_or(0, BTreeSet::len)
     }
 
     /// Whether a record has this blob.

@@ -111,11 +111,13 @@ pub(crate) fn blob_record(digest: &Digest, blob: &Known, in_use: bool) -> Option
 impl Core {
     /// What belongs to the record, in bytes, as far as it is known.
     pub(crate) fn size(&self, state: &State, id: &RefId, entry: &Entry) -> u64 {
-        let snapshot = match &entry.record.state {
+        let files = match &entry.record.state {
             // Whose files they are.
-            Stage::Sealed { origin } => state.get(origin).and_then(|entry| entry.uses.size),
-            _ => entry.uses.size,
+            Stage::Sealed { origin } => origin,
+            _ => id,
         };
+        let snapshot = state.get(files).and_then(|entry| entry.uses.size);
+        let snapshot = snapshot.map(|all| all.saturating_sub(state.shares.of_others(files)));
         let blob = entry.record.layer.as_ref().map_or(0, |layer| {
             let digest = layer.descriptor.digest();
             match state.blob_owner(digest) {
@@ -134,16 +136,19 @@ impl Core {
     /// Measures what is not known of snapshots, and when `running` says so, what is being
     /// written: what was measured of that is old as soon as it is there.
     pub(crate) async fn measure_all(&self, running: bool) -> Result<(), CacheError> {
-        let wanted: Vec<RefId> = {
-            let state = self.state();
-            let unknown = state
-                .unmeasured()
-                .filter(|id| !state.running().contains(*id));
-            let written = state.running().iter().filter(|_| running);
-            unknown.chain(written).cloned().collect()
-        };
-        for id in wanted {
-            self.measure(&id).await?;
+        // What shares files with others shows that these have to be measured again.
+        for round in 0..2 {
+            let wanted: Vec<RefId> = {
+                let state = self.state();
+                let unknown = state
+                    .unmeasured()
+                    .filter(|id| !state.running().contains(*id));
+                let written = state.running().iter().filter(|_| running && round == 0);
+                unknown.chain(written).cloned().collect()
+            };
+            for id in wanted {
+                self.measure(&id).await?;
+            }
         }
         Ok(())
     }
@@ -165,8 +170,8 @@ impl Core {
             }
             Stage::Sealed { .. } | Stage::Lazy => return Ok(None),
         };
-        let bytes = match measured {
-            Ok(usage) => usage.bytes,
+        let usage = match measured {
+            Ok(usage) => usage,
             // Not made yet, or removed meanwhile.
             Err(SnapshotError::NotFound { .. }) => return Ok(None),
             Err(SnapshotError::Io { source, .. })
@@ -179,9 +184,9 @@ impl Core {
         let mut state = self.state();
         let same = |entry: &Entry| entry.record.state == stage && entry.turns == turns;
         if state.get(id).is_some_and(same) {
-            state.set_size(id, Some(bytes));
+            state.set_usage(id, &usage);
         }
-        Ok(Some(bytes))
+        Ok(Some(usage.bytes))
     }
 }
 

@@ -112,6 +112,7 @@ impl CacheManager {
         }
         let leases = core.store.read(|tx| tx.scan(&LEASES, ""))?;
         let leases: HashSet<String> = leases.into_iter().map(|(key, _)| key).collect();
+        let mut shared = HashSet::new();
         let attempt = snapshot("compare the snapshots", &"the cache");
         let there = core.snapshotter.list().await.map_err(attempt)?;
         for id in &there {
@@ -122,6 +123,11 @@ impl CacheManager {
             // Gone since it was listed.
             let Ok(usage) = usage else { continue };
             found.disk += usage.bytes;
+            for file in &usage.shared {
+                if !shared.insert((file.device, file.inode)) {
+                    found.disk -= file.bytes;
+                }
+            }
             let what = || match id {
                 SnapshotId::Active(key) => format!("snapshot {key} that is written"),
                 SnapshotId::Committed(name) => format!("snapshot {name}"),

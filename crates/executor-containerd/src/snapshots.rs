@@ -142,6 +142,7 @@ impl ContainerdSnapshotter {
         Ok(Usage {
             bytes: answer.size.try_into().unwrap_or(0),
             inodes: answer.inodes.try_into().unwrap_or(0),
+            shared: Vec::new(),
         })
     }
 }

@@ -45,4 +45,4 @@ pub use error::SnapshotError;
 pub use mounted::MountedDir;
 pub use native::NativeSnapshotter;
 pub use overlay::{OverlayOptions, OverlaySnapshotter};
-pub use snapshotter::{ActiveKey, Mount, SnapshotId, SnapshotName, Snapshotter, Usage};
+pub use snapshotter::{ActiveKey, Mount, SharedFile, SnapshotId, SnapshotName, Snapshotter, Usage};

@@ -136,12 +136,30 @@ impl Mount {
 }
 
 /// What a snapshot itself takes on disk, the folder that holds it included and its parents not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of its blocks; a file with several names counts once.
     pub bytes: u64,
     /// Files, folders and the like.
     pub inodes: u64,
+    /// Those of the files that have names elsewhere too, such as in another snapshot: their bytes
+    /// are among `bytes`.
+    pub shared: Vec<SharedFile>,
+}
+
+/// A file with names in a snapshot and outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedFile {
+    /// The file system that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Bytes of its blocks.
+    pub bytes: u64,
+    /// Names in the snapshot.
+    pub names: u64,
+    /// All its names.
+    pub links: u64,
 }
 
 /// Keeps states of a file system.

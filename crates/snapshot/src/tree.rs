@@ -1,11 +1,11 @@
 //! Work on whole folders, on a thread that may block.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::io;
-use crate::{SnapshotError, Usage};
+use crate::{SharedFile, SnapshotError, Usage};
 
 /// Runs `function` where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(
@@ -23,13 +23,27 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// What lies in and below `dir`, `dir` included.
 pub(crate) fn usage(dir: &Path) -> Result<Usage, SnapshotError> {
     let mut usage = Usage::default();
-    let mut seen = HashSet::new();
+    // The files with more than one name.
+    let mut seen: HashMap<(u64, u64), SharedFile> = HashMap::new();
     let mut open = vec![dir.to_owned()];
     let mut count = |meta: &std::fs::Metadata| {
-        if meta.nlink() == 1 || meta.is_dir() || seen.insert((meta.dev(), meta.ino())) {
-            usage.bytes += meta.blocks() * 512;
-            usage.inodes += 1;
+        let bytes = meta.blocks() * 512;
+        if meta.nlink() > 1 && !meta.is_dir() {
+            let (device, inode) = (meta.dev(), meta.ino());
+            let file = seen.entry((device, inode)).or_insert(SharedFile {
+                device,
+                inode,
+                bytes,
+                names: 0,
+                links: meta.nlink(),
+            });
+            file.names += 1;
+            if file.names > 1 {
+                return;
+            }
         }
+        usage.bytes += bytes;
+        usage.inodes += 1;
     };
     count(&dir.symlink_metadata().map_err(io("stat", dir))?);
     while let Some(dir) = open.pop() {
@@ -52,6 +66,10 @@ pub(crate) fn usage(dir: &Path) -> Result<Usage, SnapshotError> {
             }
         }
     }
+    usage.shared = seen
+        .into_values()
+        .filter(|file| file.names < file.links)
+        .collect();
     Ok(usage)
 }
 

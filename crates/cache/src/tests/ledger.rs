@@ -105,6 +105,88 @@ async fn bytes_that_two_records_have_belong_to_the_older() {
 }
 
 #[tokio::test]
+async fn a_file_that_snapshots_share_belongs_to_the_oldest_and_then_to_the_next() {
+    const MIB: u64 = 1 << 20;
+    let place = Place::overlay();
+    let cache = place.open().await;
+    let folder = async |id: &RefId| {
+        let local = cache.get(id).await.unwrap().local().unwrap();
+        let mounts = local.mounts().await.unwrap();
+        mounts[0].source.clone()
+    };
+    let size = async |id: &RefId| {
+        let all = cache.disk_usage().await.unwrap();
+        let one = all.iter().find(|one| one.id == *id).unwrap();
+        one.size
+    };
+    let mut ids = Vec::new();
+    for number in 0..3_u64 {
+        let work = cache.new_mutable(None, named("linked")).await.unwrap();
+        if number == 0 {
+            write(&work, "large", &"x".repeat(MIB as usize)).await;
+            write(&work, "own", "first").await;
+        } else {
+            // As a merge of copies does, beside a file of its own.
+            let dir = work.mount().await.unwrap();
+            let large = folder(&ids[0]).await.join("large");
+            std::fs::hard_link(&large, dir.path().join("large")).unwrap();
+            std::fs::hard_link(&large, dir.path().join("again")).unwrap();
+            dir.close().unwrap();
+            write(&work, "own", &"y".repeat(number as usize * 20_000)).await;
+        }
+        let done = work.commit().await.unwrap();
+        done.retain().await.unwrap();
+        ids.push(done.id().clone());
+        if number == 0 {
+            // Measured when nobody else had it.
+            assert!(size(&ids[0]).await > MIB);
+        }
+    }
+    assert!(size(&ids[0]).await > MIB);
+    assert!(size(&ids[1]).await < 60_000 && size(&ids[2]).await < 90_000);
+    agrees(&cache).await;
+    // When it goes, its bytes do not: they are the next one's.
+    let prune = async |cache: &CacheManager, id: &RefId| {
+        let id = id.clone();
+        let options = PruneOptions {
+            filter: Some(Arc::new(move |one| one.id == id)),
+            ..PruneOptions::default()
+        };
+        let plan = cache.plan_prune(&options).await.unwrap();
+        let gone = cache.prune(options).await.unwrap();
+        assert_eq!(plan.goes, gone);
+        assert_eq!(gone.len(), 1);
+        gone[0].size
+    };
+    assert!(prune(&cache, &ids[0]).await < 60_000);
+    assert!(size(&ids[1]).await > MIB && size(&ids[2]).await < 90_000);
+    agrees(&cache).await;
+    // A limit is kept by what is freed, not by what is counted: the next one alone does not do.
+    let options = PruneOptions {
+        max_used_space: MIB,
+        ..PruneOptions::default()
+    };
+    let plan = cache.plan_prune(&options).await.unwrap();
+    assert_eq!(plan.goes.len(), 2, "{plan:?}");
+    assert!(plan.goes[0].size < 90_000 && plan.goes[1].size > MIB);
+    // The next process knows it too.
+    cache.close().await;
+    drop(cache);
+    let cache = place.open().await;
+    agrees(&cache).await;
+    let size = async |id: &RefId| {
+        let all = cache.disk_usage().await.unwrap();
+        let one = all.iter().find(|one| one.id == *id).unwrap();
+        one.size
+    };
+    assert!(size(&ids[1]).await > MIB && size(&ids[2]).await < 90_000);
+    assert!(prune(&cache, &ids[2]).await < 90_000);
+    assert!(prune(&cache, &ids[1]).await > MIB);
+    agrees(&cache).await;
+    place.check(&cache).await;
+}
+
+#[tokio::test]
 async fn a_plan_says_what_would_go_and_why_the_rest_stays() {
     let place = Place::overlay();
     let cache = place.open().await;
