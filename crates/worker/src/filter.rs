@@ -57,11 +57,13 @@ impl Filter {
     pub fn matches<'a>(&self, field: impl Fn(&[String]) -> Option<&'a str>) -> bool {
         self.conditions.iter().all(|condition| {
             let value = field(&condition.field);
+            // What is not there is empty, but for being equal to that.
+            let text = value.unwrap_or_default();
             match &condition.test {
                 Test::Present => value.is_some(),
                 Test::Equal(expected) => value == Some(expected),
-                Test::NotEqual(expected) => value != Some(expected),
-                Test::Matches(expression) => value.is_some_and(|value| expression.is_match(value)),
+                Test::NotEqual(expected) => text != expected,
+                Test::Matches(expression) => expression.is_match(text),
             }
         })
     }
@@ -194,6 +196,10 @@ mod tests {
             ("labels.c", true),
             ("labels.d", false),
             ("labels.d!=x", true),
+            ("labels.d!=\"\"", false),
+            ("labels.d==\"\"", false),
+            ("labels.d~=^$", true),
+            ("labels.d~=x", false),
             ("id==abc,labels.c", true),
             ("id==abc,labels.d", false),
         ] {
