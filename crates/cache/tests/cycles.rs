@@ -41,7 +41,7 @@ fn the_ledger_is_right_and_limits_hold() {
     let scale = Scale {
         cycles: number("COOPER_CYCLES", if full { 1000 } else { 12 }),
         limit: if full { 1 << 30 } else { 48 << 20 },
-        every: Duration::from_millis(if full { 1000 } else { 50 }),
+        every: Duration::from_millis(if full { 200 } else { 50 }),
     };
     let mut random = Random(seed());
     let dir = tempfile::tempdir().unwrap();
@@ -82,6 +82,13 @@ fn the_ledger_is_right_and_limits_hold() {
         });
         // Half of them without a word.
         runtime.shutdown_timeout(Duration::from_secs(10));
+        if cycle % 100 == 99 {
+            println!(
+                "{} cycles in {:.0} s",
+                cycle + 1,
+                began.elapsed().as_secs_f64()
+            );
+        }
         assert!(off < 0.01, "cycle {cycle}: {:.2} % differ", off * 100.0);
         worst = worst.max(off);
     }
@@ -163,7 +170,13 @@ async fn chain(cache: CacheManager, mut random: Random, limit: u64) -> u64 {
             ..RecordOptions::default()
         };
         let work = cache.new_mutable(parent.as_ref(), options).await.unwrap();
-        written += write(&work, &mut random, limit / 100).await;
+        // Few of them write more than all of the cache may have with what is there.
+        let most = if random.below(200) == 0 {
+            limit
+        } else {
+            limit / 100
+        };
+        written += write(&work, &mut random, most).await;
         if random.below(8) == 0 {
             // A step that failed.
             drop(work);
@@ -247,9 +260,15 @@ async fn write(work: &MutableRef, random: &mut Random, most: u64) -> u64 {
 }
 
 async fn prune(cache: &CacheManager, random: &mut Random, limit: u64) {
+    // Seldom of all: else nothing would ever come near the limit.
+    let most = match random.below(25) {
+        0 => 0,
+        1..5 => limit / 2,
+        _ => limit - limit / 8,
+    };
     let options = PruneOptions {
         all: random.below(2) == 0,
-        max_used_space: [0, limit / 2, limit / 4][random.below(3) as usize],
+        max_used_space: most,
         ..PruneOptions::default()
     };
     cache.prune(options).await.unwrap();
