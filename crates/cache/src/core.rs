@@ -76,10 +76,11 @@ impl Core {
         boot: String,
         state: State,
         book: Book,
+        hashes: HashCache,
     ) -> Self {
         let book = Arc::new(book);
         Self {
-            hashes: HashCache::new(config.store.clone()),
+            hashes,
             store: config.store,
             snapshotter: config.snapshotter,
             content: Arc::new(Watched {

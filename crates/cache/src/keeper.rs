@@ -185,7 +185,7 @@ impl Core {
     /// and uses included.
     pub(crate) async fn checkpoint(self: &Arc<Self>) -> Result<(), CacheError> {
         self.written.store(false, Ordering::Release);
-        self.hashes.save().await?;
+        self.hashes.save().await;
         let (uses, closed) = {
             let mut state = self.state();
             let mut uses = Vec::new();

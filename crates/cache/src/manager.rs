@@ -28,7 +28,8 @@ pub struct CacheConfig {
     /// Where the blobs are.
     pub content: Arc<dyn ContentStore>,
     /// A folder for temporary mounts, made when it is missing. It is on the file system that
-    /// snapshots and blobs are on: that one is synced, and its free space counts.
+    /// snapshots and blobs are on: that one is synced, and its free space counts. Beside it is
+    /// the folder `hashes`, for the content hashes of refs.
     pub mounts: PathBuf,
 }
 

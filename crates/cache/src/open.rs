@@ -8,9 +8,10 @@ use cooper_store::StoreError;
 use sha2::Digest as _;
 
 use crate::blobs::Book;
+use crate::contenthash::HashCache;
 use crate::core::Core;
 use crate::error::{io, snapshot};
-use crate::record::{HASHES, LEASES, META, OPENED, RECORDS, Record, Stage, USES, Uses};
+use crate::record::{LEASES, META, OPENED, RECORDS, Record, Stage, USES, Uses};
 use crate::state::State;
 use crate::{CacheConfig, CacheError, RefId};
 
@@ -20,7 +21,6 @@ struct Stored {
     uses: HashMap<RefId, Uses>,
     opened: Vec<String>,
     leases: Vec<(String, u64)>,
-    hashes: Vec<String>,
     epoch: u64,
     boot: Option<String>,
 }
@@ -36,7 +36,6 @@ fn load(store: &cooper_store::Store) -> Result<Stored, StoreError> {
         }
         let uses = tx.scan(&USES, "")?.into_iter();
         let uses = uses.filter_map(|(key, uses)| Some((key.parse().ok()?, uses)));
-        let keys = |rows: Vec<(String, _)>| rows.into_iter().map(|(key, _)| key).collect();
         Ok(Stored {
             records,
             uses: uses.collect(),
@@ -46,7 +45,6 @@ fn load(store: &cooper_store::Store) -> Result<Stored, StoreError> {
                 .map(|(key, ())| key)
                 .collect(),
             leases: tx.scan(&LEASES, "")?,
-            hashes: keys(tx.scan(&HASHES, "")?),
             epoch: tx
                 .get(&META, "epoch")?
                 .and_then(|text| text.parse().ok())
@@ -91,14 +89,6 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
             rows.push((id, record.clone()));
         }
     }
-    let stale: Vec<String> = stored
-        .hashes
-        .into_iter()
-        .filter(|key| {
-            key.parse::<RefId>()
-                .map_or(true, |id| !stored.records.contains_key(&id))
-        })
-        .collect();
     let opened: Vec<String> = if died {
         // The survivors were not open.
         std::mem::take(&mut stored.opened)
@@ -117,9 +107,6 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
         for (id, record) in &rows {
             tx.put(&RECORDS, id.as_str(), record)?;
         }
-        for key in &stale {
-            tx.delete(&HASHES, key)?;
-        }
         for key in &opened {
             tx.delete(&OPENED, key)?;
         }
@@ -136,6 +123,9 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
         // half a snapshot would be taken for a whole one.
         config.store.flush().await?;
     }
+    let hashes = HashCache::open(config.mounts.with_file_name("hashes"), |id| {
+        stored.records.contains_key(id)
+    })?;
     sweep_snapshots(config.snapshotter.as_ref(), &stored.records, snapshots).await?;
 
     let mut state = State::default();
@@ -159,7 +149,7 @@ pub(crate) async fn open(config: CacheConfig) -> Result<Core, CacheError> {
     }
     let book = Book::default();
     book.load(config.content.walk().await?);
-    Ok(Core::new(config, epoch, boot, state, book))
+    Ok(Core::new(config, epoch, boot, state, book, hashes))
 }
 
 /// Takes out records that do not stand on anything, until all do; gives those that were changed.

@@ -17,8 +17,6 @@ pub(crate) const USES: Table<Uses> = Table::new("cache-uses");
 pub(crate) const OPENED: Table<()> = Table::new("cache-opened");
 /// Unfinished work, by the key of its snapshot; the value is the epoch of the daemon.
 pub(crate) const LEASES: Table<u64> = Table::new("cache-leases");
-/// Computed content hashes, by id.
-pub(crate) const HASHES: Table<String> = Table::new("cache-hashes");
 /// `epoch` and `boot`.
 pub(crate) const META: Table<String> = Table::new("cache-meta");
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use cooper_snapshot::{ActiveKey, SnapshotId, SnapshotName};
 
 use crate::core::Core;
-use crate::record::{HASHES, OPENED, RECORDS, Stage, USES};
+use crate::record::{OPENED, RECORDS, Stage, USES};
 use crate::state::Entry;
 use crate::{CacheError, RefId};
 
@@ -112,7 +112,6 @@ impl Core {
                 tx.delete(&RECORDS, id.as_str())?;
                 tx.delete(&USES, id.as_str())?;
                 tx.delete(&OPENED, id.as_str())?;
-                tx.delete(&HASHES, id.as_str())?;
             }
             Ok(())
         });

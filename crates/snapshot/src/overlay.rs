@@ -299,6 +299,8 @@ mod tests {
                 .arg(&image)
                 .status();
             assert!(made.unwrap().success());
+            // Where loop devices are a module there is none before it is loaded.
+            let _ = std::process::Command::new("modprobe").arg("loop").output();
             run("mount", &["-o", "loop,prjquota"], [&image, &place]).then_some(disk)
         }
 

@@ -1,12 +1,11 @@
 //! The trees that are in memory, and those that are stored.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cooper_store::Store;
-
 use super::{Tree, saved};
-use crate::record::HASHES;
+use crate::error::io;
 use crate::{CacheError, RefId};
 
 /// Trees in memory, as many as BuildKit has; those that are not stored yet come on top.
@@ -27,28 +26,51 @@ struct Slots {
 /// The trees by the ref that they are of.
 #[derive(Debug)]
 pub(crate) struct HashCache {
-    store: Store,
+    /// A file for each ref, named by its id.
+    folder: PathBuf,
     slots: Mutex<Slots>,
     /// Held while trees are stored or taken: one that was taken must not be stored afterwards.
     storing: tokio::sync::Mutex<()>,
 }
 
 impl HashCache {
-    pub(crate) fn new(store: Store) -> Self {
-        Self {
-            store,
+    /// Keeps them in `folder`, made when it is missing, and removes those that are of none of the
+    /// refs that `known` says yes to.
+    pub(crate) fn open(
+        folder: PathBuf,
+        known: impl Fn(&RefId) -> bool,
+    ) -> Result<Self, CacheError> {
+        std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+        for entry in std::fs::read_dir(&folder).map_err(io("list", &folder))? {
+            let entry = entry.map_err(io("list", &folder))?;
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.parse().ok());
+            if !id.is_some_and(|id| known(&id)) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(Self {
+            folder,
             slots: Mutex::default(),
             storing: tokio::sync::Mutex::default(),
-        }
+        })
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn place(&self, id: &RefId) -> PathBuf {
+        self.folder.join(id.as_str())
+    }
+
     fn stored(&self, id: &RefId) -> Result<Option<Tree>, CacheError> {
-        let text = self.store.read(|tx| tx.get(&HASHES, id.as_str()))?;
-        Ok(text.and_then(|text| saved::read(&text)))
+        let place = self.place(id);
+        match std::fs::read(&place) {
+            Ok(bytes) => Ok(saved::read(&bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io("read", &place)(error)),
+        }
     }
 
     /// The tree of `id`, which may know nothing.
@@ -108,11 +130,8 @@ impl HashCache {
             },
             None => self.stored(id)?,
         };
-        let key = id.clone();
-        let delete = self
-            .store
-            .write(move |tx| tx.delete(&HASHES, key.as_str()).map(|_| ()));
-        delete.await?;
+        // It is not durably gone: when the machine dies before the next checkpoint, so is the ref.
+        remove(&self.place(id))?;
         Ok(tree.unwrap_or_else(|| Tree::received(false)))
     }
 
@@ -128,12 +147,17 @@ impl HashCache {
         }
     }
 
+    /// The ref is gone.
     pub(crate) fn forget(&self, id: &RefId) {
         self.slots().slots.remove(id);
+        if let Err(error) = remove(&self.place(id)) {
+            tracing::warn!(%error, "could not remove content hashes");
+        }
     }
 
-    /// Stores what is new. A tree that a thread is hashing is left for the next time.
-    pub(crate) async fn save(&self) -> Result<(), CacheError> {
+    /// Stores what is new. A tree that a thread is hashing is left for the next time, and one that
+    /// there is no space for is not stored: it can be had again.
+    pub(crate) async fn save(&self) {
         let _storing = self.storing.lock().await;
         let all: Vec<(RefId, Arc<Slot>)> = {
             let slots = self.slots();
@@ -141,30 +165,43 @@ impl HashCache {
             all.map(|(id, (_, slot))| (id.clone(), slot.clone()))
                 .collect()
         };
+        let folder = self.folder.clone();
         let writing = tokio::task::spawn_blocking(move || {
-            let mut rows = Vec::new();
             for (id, slot) in all {
-                if let Ok(mut tree) = slot.tree.try_lock()
-                    && std::mem::take(&mut tree.dirty)
-                {
-                    rows.push((id, saved::write(&tree)));
+                let bytes = match slot.tree.try_lock() {
+                    Ok(mut tree) => match std::mem::take(&mut tree.dirty) {
+                        true => saved::write(&tree),
+                        false => continue,
+                    },
+                    Err(_) => continue,
+                };
+                let place = folder.join(id.as_str());
+                if let Err(error) = replace(&place, &bytes) {
+                    tracing::warn!(%id, %error, "could not store content hashes");
                 }
             }
-            rows
         });
-        let rows = writing.await.unwrap_or_default();
-        if rows.is_empty() {
-            return Ok(());
+        if let Err(error) = writing.await {
+            tracing::warn!(%error, "could not store content hashes");
         }
-        let write = self.store.write(move |tx| {
-            for (id, text) in &rows {
-                tx.put(&HASHES, id.as_str(), text)?;
-            }
-            Ok(())
-        });
-        write.await?;
         self.slots().evict();
-        Ok(())
+    }
+}
+
+/// Puts a file in the place of another, whole or not at all.
+fn replace(place: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let new = place.with_extension("new");
+    let replaced = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, place));
+    replaced.inspect_err(|_| drop(std::fs::remove_file(&new)))
+}
+
+/// Removes a file; one that is not there is no error.
+fn remove(path: &Path) -> Result<(), CacheError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io("remove", path)(error))
+        }
+        _ => Ok(()),
     }
 }
 

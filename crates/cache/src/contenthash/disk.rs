@@ -1,6 +1,6 @@
 //! The files of a ref, read by as many threads as there are processors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -31,11 +31,31 @@ const CHUNK: usize = 16;
 const ALONE: u64 = 1 << 20;
 /// What a file counts beside its bytes, in bytes that are read and hashed in the same time.
 const EACH: u64 = 8 << 10;
+/// How files are opened.
+const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
+
 /// A digest, and the permissions.
 pub(super) type Hashed = (Raw, u16);
 
-/// The names in a directory and what they are.
-pub(super) type Names = Vec<(Vec<u8>, Kind)>;
+/// What is in a directory.
+pub(super) struct Name {
+    pub(super) name: Vec<u8>,
+    pub(super) kind: Kind,
+    /// Whether it is a regular file, and no device or pipe.
+    pub(super) regular: bool,
+}
+
+/// What was listed by who asks for digests: of that it is known what may be opened.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The directories.
+    pub(super) listed: HashSet<Key>,
+    /// What in them is no regular file.
+    pub(super) others: HashSet<Key>,
+}
 
 pub(super) struct Disk {
     root: Root,
@@ -61,8 +81,8 @@ impl Disk {
     }
 
     /// The names in each of the directories `keys`, in their order.
-    pub(super) fn list_all(&self, keys: &[Key]) -> Result<Vec<Names>, CacheError> {
-        self.share(keys, |worker, key| {
+    pub(super) fn list_all(&self, keys: &[Key]) -> Result<Vec<Vec<Name>>, CacheError> {
+        self.share(keys, &Seen::default(), |worker, key| {
             // Of its entries one knows nothing before.
             worker.spend(CHUNK as u64 * EACH);
             worker.list(key)
@@ -70,14 +90,15 @@ impl Disk {
     }
 
     /// The digests of the files and of the metadata of the directories `keys`, in their order.
-    pub(super) fn hash_all(&self, keys: &[Key]) -> Result<Vec<Hashed>, CacheError> {
-        self.share(keys, |worker, key| worker.hash(key))
+    pub(super) fn hash_all(&self, keys: &[Key], seen: &Seen) -> Result<Vec<Hashed>, CacheError> {
+        self.share(keys, seen, |worker, key| worker.hash(key))
     }
 
     /// Calls `work` with each of `keys`, on more than one thread when there is much to do.
     fn share<T: Send>(
         &self,
         keys: &[Key],
+        seen: &Seen,
         work: impl Fn(&mut Worker<'_>, &[u8]) -> Result<T, CacheError> + Sync,
     ) -> Result<Vec<T>, CacheError> {
         let next = AtomicUsize::new(0);
@@ -101,10 +122,10 @@ impl Disk {
             let mut start = || {
                 let left = keys.len().saturating_sub(next.load(Ordering::Relaxed));
                 for _ in 0..(processors - 1).min(left.div_ceil(CHUNK)) {
-                    others.push(scope.spawn(|| run(&mut Worker::new(self, None))));
+                    others.push(scope.spawn(|| run(&mut Worker::new(self, seen, None))));
                 }
             };
-            let mut parts = vec![run(&mut Worker::new(self, Some(&mut start)))];
+            let mut parts = vec![run(&mut Worker::new(self, seen, Some(&mut start)))];
             parts.extend(others.into_iter().map(|other| match other.join() {
                 Ok(part) => part,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -123,8 +144,9 @@ impl Disk {
 /// One of the threads.
 struct Worker<'a> {
     disk: &'a Disk,
-    /// The directory that was looked at last.
-    folder: Option<(Key, OwnedFd)>,
+    seen: &'a Seen,
+    /// The directory that was looked at last, and whether it was listed.
+    folder: Option<(Key, OwnedFd, bool)>,
     buffer: Vec<u8>,
     /// How much it has done, in bytes.
     spent: u64,
@@ -133,9 +155,10 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(disk: &'a Disk, start: Option<&'a mut dyn FnMut()>) -> Self {
+    fn new(disk: &'a Disk, seen: &'a Seen, start: Option<&'a mut dyn FnMut()>) -> Self {
         Self {
             disk,
+            seen,
             folder: None,
             buffer: vec![0; BUFFER],
             spent: 0,
@@ -166,7 +189,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The names in the directory `key`.
-    fn list(&mut self, key: &[u8]) -> Result<Names, CacheError> {
+    fn list(&mut self, key: &[u8]) -> Result<Vec<Name>, CacheError> {
         self.check()?;
         let failed = |error: std::io::Error| io("list", &self.shown(key))(error);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
@@ -175,7 +198,7 @@ impl<'a> Worker<'a> {
             .root
             .open_with(path_on_disk(key), flags, Mode::empty());
         let dir = opened.map_err(failed)?;
-        let mut names = Names::new();
+        let mut names = Vec::new();
         let mut buffer: Vec<MaybeUninit<u8>> = vec![MaybeUninit::uninit(); 32 << 10];
         let mut entries = RawDir::new(&dir, &mut buffer);
         while let Some(entry) = entries.next() {
@@ -191,6 +214,7 @@ impl<'a> Worker<'a> {
                 }
                 kind => kind,
             };
+            let regular = kind == FileType::RegularFile;
             let kind = match kind {
                 FileType::Directory => Kind::Directory {
                     header: None,
@@ -203,9 +227,13 @@ impl<'a> Worker<'a> {
                 },
                 _ => Kind::File,
             };
-            names.push((name.to_bytes().to_vec(), kind));
+            names.push(Name {
+                name: name.to_bytes().to_vec(),
+                kind,
+                regular,
+            });
         }
-        names.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         Ok(names)
     }
 
@@ -216,19 +244,41 @@ impl<'a> Worker<'a> {
             Some(parent) => (parent, &key[parent.len() + 1..]),
             None => (key, &b"."[..]),
         };
-        let known = self.folder.take().filter(|(known, _)| known == parent);
-        let folder = match known {
-            Some((_, folder)) => folder,
+        let known = self.folder.take().filter(|(known, ..)| known == parent);
+        let (folder, listed) = match known {
+            Some((_, folder, listed)) => (folder, listed),
             None => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
                 let path = path_on_disk(parent);
                 let opened = self.disk.root.open_with(path, flags, Mode::empty());
-                opened.map_err(|error| io("open", &self.shown(parent))(error))?
+                let folder = opened.map_err(|error| io("open", &self.shown(parent))(error))?;
+                (folder, self.seen.listed.contains(parent))
             }
         };
-        let hashed = self.hash_in(&folder, name, key);
-        self.folder = Some((parent.to_vec(), folder));
+        let hashed = match listed && !self.seen.others.contains(key) {
+            true => self.hash_regular(&folder, name, key),
+            false => self.hash_in(&folder, name, key),
+        };
+        self.folder = Some((parent.to_vec(), folder, listed));
         hashed
+    }
+
+    /// As [`Worker::hash_in`], of what was a regular file when its directory was listed: that may
+    /// be opened without a look at it before.
+    fn hash_regular(
+        &mut self,
+        folder: &OwnedFd,
+        name: &[u8],
+        key: &[u8],
+    ) -> Result<Hashed, CacheError> {
+        if let Ok(file) = rustix::fs::openat(folder, name, FILE, Mode::empty())
+            && let Ok(found) = rustix::fs::fstat(&file)
+            && FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+        {
+            return self.hash_file(&File::from(file), &found, key);
+        }
+        // It is something else by now, or cannot be opened: that is said there.
+        self.hash_in(folder, name, key)
     }
 
     fn hash_in(&mut self, folder: &OwnedFd, name: &[u8], key: &[u8]) -> Result<Hashed, CacheError> {
@@ -237,8 +287,7 @@ impl<'a> Worker<'a> {
             .map_err(|error| io("stat", &shown())(error.into()))?;
         // What is no regular file is not opened: that means something to devices and pipes.
         if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(folder, name, flags, Mode::empty());
+            let file = rustix::fs::openat(folder, name, FILE, Mode::empty());
             let file = file.map_err(|error| io("open", &shown())(error.into()))?;
             return self.hash_file(&File::from(file), &found, key);
         }
@@ -400,7 +449,8 @@ mod tests {
             let found = rustix::fs::lstat(&path).unwrap();
             change(&path);
             let file = File::open(&path).unwrap();
-            let hashed = Worker::new(&disk, None).hash_file(&file, &found, b"\0file");
+            let hashed =
+                Worker::new(&disk, &Seen::default(), None).hash_file(&file, &found, b"\0file");
             let error = hashed.expect_err(how).to_string();
             assert_eq!(error, "\"/file\": changed while it was read", "{how}");
         }
@@ -414,8 +464,8 @@ mod tests {
         let found = rustix::fs::lstat(&path).unwrap();
         std::fs::hard_link(&path, dir.path().join("link")).unwrap();
         let (disk, file) = (disk(dir.path()), File::open(&path).unwrap());
-        let hashed = Worker::new(&disk, None).hash_file(&file, &found, b"\0file");
-        let all = disk.hash_all(&[b"\0file".to_vec(), b"\0link".to_vec()]);
+        let hashed = Worker::new(&disk, &Seen::default(), None).hash_file(&file, &found, b"\0file");
+        let all = disk.hash_all(&[b"\0file".to_vec(), b"\0link".to_vec()], &Seen::default());
         assert_eq!(all.unwrap(), vec![hashed.unwrap(); 2]);
     }
 
@@ -429,13 +479,25 @@ mod tests {
             keys.push([b"\0", name.as_bytes()].concat());
         }
         let disk = disk(dir.path());
-        let all = disk.hash_all(&keys).unwrap();
+        let unseen = Seen::default();
+        let all = disk.hash_all(&keys, &unseen).unwrap();
         for (key, hashed) in keys.iter().zip(&all).step_by(97) {
-            let alone = disk.hash_all(std::slice::from_ref(key)).unwrap();
+            let alone = disk.hash_all(std::slice::from_ref(key), &unseen).unwrap();
             assert_eq!(alone, [*hashed]);
         }
+        // What was seen to be regular is opened at once, also when it is not that any more.
+        let mut seen = Seen::default();
+        seen.listed.insert(Key::new());
+        assert_eq!(disk.hash_all(&keys, &seen).unwrap(), all);
+        let path = dir.path().join("f0000");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        let link = disk.hash_all(&keys[..1], &seen).unwrap();
+        assert_eq!(link, disk.hash_all(&keys[..1], &unseen).unwrap());
+        assert_ne!(link[0], all[0]);
         // One that is missing ends it.
         keys.insert(777, b"\0missing".to_vec());
-        assert!(disk.hash_all(&keys).is_err());
+        assert!(disk.hash_all(&keys, &unseen).is_err());
+        assert!(disk.hash_all(&keys, &seen).is_err());
     }
 }

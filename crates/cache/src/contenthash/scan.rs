@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use cooper_snapshot::Mount;
 
-use super::disk::Disk;
+use super::disk::{Disk, Name, Seen};
 use super::tree::{Key, Kind, Raw, Tree, parent_of, step};
 use crate::CacheError;
 
@@ -33,6 +33,7 @@ pub(crate) struct Scan {
     source: Option<(Vec<Mount>, PathBuf)>,
     cancelled: Arc<AtomicBool>,
     disk: Option<Disk>,
+    seen: Seen,
 }
 
 impl Scan {
@@ -41,6 +42,7 @@ impl Scan {
             source: None,
             cancelled: Arc::default(),
             disk: None,
+            seen: Seen::default(),
         }
     }
 
@@ -50,6 +52,7 @@ impl Scan {
             source: Some((mounts, folder)),
             cancelled,
             disk: None,
+            seen: Seen::default(),
         }
     }
 
@@ -127,15 +130,24 @@ impl Scan {
     fn learn(&mut self, tree: &mut Tree, keys: &[Key]) -> Result<Vec<Key>, Failure> {
         let mut inside = Vec::new();
         for (key, names) in keys.iter().zip(self.disk()?.list_all(keys)?) {
-            for (name, kind) in names {
+            for Name {
+                name,
+                kind,
+                regular,
+            } in names
+            {
                 let mut child = Key::with_capacity(key.len() + 1 + name.len());
                 child.extend_from_slice(key);
                 step(&mut child, &name);
                 if matches!(kind, Kind::Directory { .. }) {
                     inside.push(child.clone());
                 }
+                if !regular {
+                    self.seen.others.insert(child.clone());
+                }
                 tree.learn(child, kind);
             }
+            self.seen.listed.insert(key.clone());
             if let Some(node) = tree.get_mut(key)
                 && let Kind::Directory { listed, .. } = &mut node.kind
             {
@@ -229,7 +241,9 @@ impl Scan {
         if keys.is_empty() {
             return Ok(());
         }
-        let hashed = self.disk()?.hash_all(keys)?;
+        self.disk()?;
+        let disk = self.disk.as_ref().ok_or(Failure::NeedsDisk)?;
+        let hashed = disk.hash_all(keys, &self.seen)?;
         tree.set_hashes(keys.iter().zip(hashed));
         Ok(())
     }
