@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use cooper_proto::content::content_client::ContentClient;
 use cooper_proto::control::control_client::ControlClient;
 use cooper_proto::control::{
     BytesMessage, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest, PruneRequest,
@@ -121,6 +122,11 @@ impl Client {
         ControlClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_SIZE)
             .max_encoding_message_size(MAX_MESSAGE_SIZE)
+    }
+
+    /// The blobs of the daemon's default worker, for reading, as they are on the wire.
+    pub fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_SIZE)
     }
 
     /// What the daemon is.

@@ -20,10 +20,11 @@
 //! ```
 //!
 //! Modules in reading order: `serve`, `service` (Control), `session`, `bridge` (LLBBridge),
-//! `history`, `disk`, `convert` (to the wire and from it), `status` (errors).
+//! `history`, `disk`, `content` (blobs), `convert` (to the wire and from it), `status` (errors).
 #![forbid(unsafe_code)]
 
 mod bridge;
+mod content;
 mod convert;
 mod disk;
 mod history;

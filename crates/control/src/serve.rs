@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use cooper_engine::Engine;
+use cooper_proto::content::content_server::ContentServer;
 use cooper_proto::control::control_server::ControlServer;
 use cooper_proto::disk::disk_server::DiskServer;
 use cooper_proto::gateway::llb_bridge_server::LlbBridgeServer;
@@ -17,6 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::bridge::BridgeService;
+use crate::content::ContentService;
 use crate::disk::DiskService;
 use crate::service::{ControlService, Version};
 
@@ -48,6 +50,7 @@ where
     let (_reporter, health) = tonic_health::server::health_reporter();
     let control = ControlService::new(engine.clone(), version.clone(), stop.clone());
     let disk = DiskService::new(engine.clone());
+    let content = ContentService::new(engine.clone());
     let bridge = BridgeService::new(engine, version);
     let connections = connections.map_ok(Connection);
     Server::builder()
@@ -65,6 +68,7 @@ where
                 .max_encoding_message_size(MAX_MESSAGE_SIZE),
         )
         .add_service(DiskServer::new(disk).max_encoding_message_size(MAX_MESSAGE_SIZE))
+        .add_service(ContentServer::new(content).max_encoding_message_size(MAX_MESSAGE_SIZE))
         .add_service(health)
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await?;

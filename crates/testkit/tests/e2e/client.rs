@@ -12,6 +12,7 @@ use cooper_llb::build::{
     Constraints, CopySpec, Exec, FileAction, Image, Local, MarshalOptions, MountKind, MountSpec,
     State,
 };
+use cooper_proto::content;
 use cooper_proto::control::{self, DiskUsageRequest, PruneRequest};
 use cooper_session::Tree;
 use cooper_session::serve::{Output, SecretProvider};
@@ -138,6 +139,7 @@ impl Bench {
                 .for_each(|record| async { drop(record.unwrap()) })
                 .await;
             assert_eq!(usage().await.unwrap(), []);
+            assert_eq!(blobs(&self.client).await, []);
         });
     }
 
@@ -166,6 +168,15 @@ impl Bench {
         drop(self.registry);
         self.watch.check();
     }
+}
+
+/// The blobs that the daemon has.
+pub(crate) async fn blobs(client: &Client) -> Vec<content::Info> {
+    let mut store = client.content();
+    let listed = store.list(content::ListContentRequest::default()).await;
+    let answers: Vec<_> = listed.unwrap().into_inner().collect().await;
+    let answers = answers.into_iter();
+    answers.flat_map(|answer| answer.unwrap().info).collect()
 }
 
 static REQUESTS: AtomicU32 = AtomicU32::new(0);
