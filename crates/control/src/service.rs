@@ -254,6 +254,7 @@ fn solve_request(request: control::SolveRequest) -> SolveRequest {
         cache_exports,
         cache_imports: imports.chain(old_imports).collect(),
         entitlements: request.entitlements,
+        session_exporters: request.enable_session_exporter,
         internal: request.internal,
         source_policy: request.source_policy,
     }

@@ -53,7 +53,8 @@ impl BuildBridge {
             self.build.job.explain();
         }
         let result = if !request.frontend.is_empty() {
-            let frontend = self.build.engine.frontend(&request.frontend)?;
+            let engine = &self.build.engine;
+            let frontend = engine.frontend(&request.frontend, &request.frontend_opts)?;
             let bridge: Arc<dyn Bridge> = self.clone();
             let solving = frontend.solve(bridge, request.frontend_opts, request.frontend_inputs);
             solving.await?

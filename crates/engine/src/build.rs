@@ -1,6 +1,7 @@
 //! What one build has: its job in the solver, its sessions, its listeners, its references.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cooper_cache::{ImmutableRef, Work};
@@ -35,9 +36,22 @@ pub(crate) struct Build {
     pub(crate) ended: CancellationToken,
     /// The promised states by id. Who holds one keeps it.
     pub(crate) references: Mutex<HashMap<String, Weak<LazyRef>>>,
+    /// Whether the frontend was asked last to describe a build, and not to make one.
+    pub(crate) subrequest: AtomicBool,
 }
 
 impl Build {
+    /// A frontend is asked with these options; several may be, the last one makes the result.
+    pub(crate) fn asked_with(&self, options: &BTreeMap<String, String>) {
+        let subrequest = options.get("requestid").is_some_and(|id| !id.is_empty());
+        self.subrequest.store(subrequest, Ordering::Relaxed);
+    }
+
+    /// Whether the result describes a build instead of being one.
+    pub(crate) fn is_subrequest(&self) -> bool {
+        self.subrequest.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn keep(&self, reference: &Arc<LazyRef>) {
         let mut references = self
             .references

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -82,9 +83,19 @@ impl Shared {
         self.workers.default_worker()
     }
 
-    pub(crate) fn frontend(&self, name: &str) -> Result<Arc<dyn Frontend>, EngineError> {
+    /// The frontend that a client names. One that would run an image may be told to take one
+    /// of those that are built in.
+    pub(crate) fn frontend(
+        &self,
+        name: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Arc<dyn Frontend>, EngineError> {
         let name = name.to_owned();
-        match self.frontends.get(&name) {
+        let built_in = match options.get("source") {
+            Some(source) if name == GATEWAY => source,
+            _ => &name,
+        };
+        match self.frontends.get(built_in) {
             Some(frontend) => Ok(frontend.clone()),
             None if name == GATEWAY => Err(EngineError::UnsupportedFrontend { name }),
             None => Err(EngineError::UnknownFrontend { name }),
@@ -97,7 +108,7 @@ impl Shared {
         &self,
         request: &SolveRequest,
     ) -> Result<(Vec<Box<dyn Exporter>>, Entitlements), EngineError> {
-        let exporters = export::resolve(&request.exporters, &request.frontend_attrs)?;
+        let exporters = export::resolve(&request.exporters, 0, &request.frontend_attrs)?;
         if let Some(export) = request.cache_exports.first() {
             let kind = export.kind.clone();
             return Err(EngineError::UnknownCacheExporter { kind });
@@ -197,7 +208,9 @@ impl Engine {
             opts: shared.build_opts(&request.session),
             ended,
             references: Mutex::default(),
+            subrequest: AtomicBool::default(),
         });
+        build.asked_with(&request.frontend_attrs);
         if is_explained(&request.frontend_attrs) {
             build.job.explain();
         }
@@ -222,6 +235,8 @@ impl Engine {
             error: String::new(),
             explanations: Vec::new(),
         };
+        let (attrs, asks) = (request.frontend_attrs.clone(), request.session_exporters);
+        let wanted = attrs.get("platform").cloned();
         let solver = worker.solver.clone();
         let entered = shared
             .jobs
@@ -234,14 +249,26 @@ impl Engine {
         };
 
         let built = async {
-            let exporters = checked?;
+            let mut exporters = checked?;
             let result = match outcome {
                 // The gateway is gone only when the build is.
                 Some(outcome) => outcome.await.map_err(|_| EngineError::Cancelled)??,
                 None => solve_request(&running.bridge, request).await?,
             };
-            let input = running.build.evaluate(result).await?;
-            export::export(&running.build, &exporters, &input).await
+            let input = running.build.evaluate(result.clone()).await?;
+            if asks {
+                export::ask(&running.build, &result, &attrs, &mut exporters).await?;
+            }
+            // What describes a build has no platforms.
+            let warnings = match running.build.is_subrequest() {
+                true => Vec::new(),
+                false => cooper_exporter::verify(&input, wanted.as_deref())?,
+            };
+            let response = export::export(&running.build, &exporters, &input, &warnings).await?;
+            if asks {
+                export::tell(&running.build, &response).await?;
+            }
+            Ok::<_, EngineError>(response)
         };
         let mut result = built.await;
         let explanations = running.build.job.explanations();

@@ -85,6 +85,7 @@ impl Gateway {
                 .collect(),
             source_policies: request.source_policies,
         };
+        self.build.asked_with(&request.frontend_opts);
         // On the heap: frontends' futures are large.
         let solving = Box::pin(BuildBridge::solve(&self.bridge, request));
         let result = self.call(solving).await?;

@@ -138,6 +138,7 @@ pub(crate) async fn source_meta(
             let cx = SourceContext {
                 sessions: build.sessions.clone(),
                 progress: shown.progress(),
+                memories: vec![build.job.data().memory.clone()],
             };
             let found = shown.end(instance.metadata(&cx, &request).await);
             match found.map_err(source_error)? {

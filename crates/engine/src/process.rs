@@ -147,7 +147,8 @@ struct Starting<'a> {
     id: String,
     process: Process,
     secrets: Vec<pb::SecretEnv>,
-    security: pb::SecurityMode,
+    /// As it came: a number that is no mode fails the process, not all of them.
+    security: i32,
     remove_mount_stubs: bool,
     outputs: Vec<(u32, pipe::Receiver)>,
     /// Descriptors that nothing ever comes from.
@@ -167,7 +168,7 @@ fn begin<'a>(
         id: init.container_id.clone(),
     })?;
     let invalid = || EngineError::InvalidMessage("process without a description".to_owned());
-    let security = init.security();
+    let security = init.security;
     let meta = init.meta.ok_or_else(invalid)?;
     let (signals, heard) = mpsc::unbounded_channel();
     let (size, sizes) = watch::channel(TtySize::default());
@@ -305,14 +306,18 @@ impl Starting<'_> {
             ..
         } = self;
         let found = cooper_ops::secret_variables(&secrets, &build.sessions).await;
-        let started = match found {
-            Ok(found) => {
+        let started = match (found, pb::SecurityMode::try_from(security)) {
+            (Ok(found), Ok(security)) => {
                 process.env.extend(found);
                 container
                     .start(build, security, remove_mount_stubs, process)
                     .await
             }
-            Err(error) => Err(EngineError::Operation(Box::new(error))),
+            (Ok(_), Err(_)) => {
+                let message = format!("invalid security mode {security}");
+                Err(EngineError::InvalidMessage(message))
+            }
+            (Err(error), _) => Err(EngineError::Operation(Box::new(error))),
         };
         // A client waits for this before it asks for an end of any kind.
         tell.say(Message::Started(api::StartedMessage {})).await?;

@@ -23,6 +23,8 @@ pub struct SolveRequest {
     pub frontend_inputs: Inputs,
     /// What to do with the result, in the client's order.
     pub exporters: Vec<ExporterRequest>,
+    /// The client names more when the result is known.
+    pub session_exporters: bool,
     /// Where to export the cache to.
     pub cache_exports: Vec<CacheExport>,
     /// Caches to look into.

@@ -38,6 +38,7 @@ mod manifest;
 mod platforms;
 mod stream;
 mod tree;
+mod verify;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -54,6 +55,7 @@ use cooper_session::Group;
 
 pub use attrs::Attrs;
 pub use error::ExportError;
+pub use verify::verify;
 
 /// What the client is told at the end: `containerimage.digest`, `image.name`, …
 pub type Response = BTreeMap<String, String>;

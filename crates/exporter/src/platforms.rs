@@ -42,7 +42,8 @@ struct Platforms {
     platforms: Option<Vec<Platform>>,
 }
 
-const KEY: &str = "refs.platforms";
+/// Which platforms the references are of: JSON.
+pub(crate) const KEY: &str = "refs.platforms";
 /// The configuration of the image that a frontend made: JSON.
 pub(crate) const CONFIG: &str = "containerimage.config";
 
@@ -142,7 +143,7 @@ pub(crate) fn for_platform<'a>(
     own.or_else(|| metadata.get(key)).map(Vec::as_slice)
 }
 
-fn from_spec(spec: Spec) -> pb::Platform {
+pub(crate) fn from_spec(spec: Spec) -> pb::Platform {
     pb::Platform {
         architecture: spec.architecture,
         os: spec.os,

@@ -342,6 +342,7 @@ message!(pb::MergeInput { "input" = input });
 message!(pb::DiffOp { "lower" = lower, "upper" = upper });
 message!(pb::LowerDiffInput { "input" = input });
 message!(pb::UpperDiffInput { "input" = input });
+message!(pb::PassthroughOp { "id" = id, "outputs" = outputs });
 
 /// A oneof is written by hand in BuildKit, as an object inside.
 impl Value for pb::UserOpt {

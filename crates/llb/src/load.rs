@@ -321,6 +321,18 @@ fn validate(op: &pb::Op) -> Result<(), LlbError> {
             if !exec.mounts.iter().any(|mount| mount.dest == "/") {
                 return Err(LlbError::invalid("invalid exec op with no rootfs"));
             }
+            if pb::SecurityMode::try_from(exec.security).is_err() {
+                return Err(LlbError::invalid(format!(
+                    "invalid security mode {}",
+                    exec.security
+                )));
+            }
+            if pb::NetMode::try_from(exec.network).is_err() {
+                return Err(LlbError::invalid(format!(
+                    "invalid network mode {}",
+                    exec.network
+                )));
+            }
             match exec
                 .mounts
                 .iter()
@@ -363,6 +375,21 @@ fn validate(op: &pb::Op) -> Result<(), LlbError> {
             {
                 Some(input) => Err(LlbError::invalid(format!(
                     "invalid diff op with input index {input}"
+                ))),
+                None => Ok(()),
+            }
+        }
+        Some(Op::Passthrough(passthrough)) if passthrough.id.is_empty() => {
+            Err(LlbError::invalid("invalid passthrough op with no id"))
+        }
+        Some(Op::Passthrough(passthrough)) if passthrough.outputs.is_empty() => {
+            Err(LlbError::invalid("invalid passthrough op with no outputs"))
+        }
+        Some(Op::Passthrough(passthrough)) => {
+            let mut outputs = passthrough.outputs.iter();
+            match outputs.find(|input| **input < 0 || outside(**input)) {
+                Some(input) => Err(LlbError::invalid(format!(
+                    "invalid passthrough output input index {input}"
                 ))),
                 None => Ok(()),
             }

@@ -23,6 +23,7 @@ pub(crate) fn of(op: &Op, inputs: &[&str]) -> String {
             .collect::<Vec<_>>()
             .join(", "),
         Op::Build(_) => "build".to_owned(),
+        Op::Passthrough(passthrough) => format!("passthrough {}", passthrough.id),
         Op::Merge(_) => format!("merge ({})", inputs.join(", ")),
         Op::Diff(diff) => {
             let side = |input: Option<i64>| match input {

@@ -13,7 +13,7 @@ use cooper_proto::pb;
 use cooper_registry::Registry;
 use cooper_session::Group;
 use cooper_solver::{Digest, Domain, OpContext};
-use cooper_source::{SourceContext, SourceRegistry};
+use cooper_source::{Memory, SourceContext, SourceRegistry};
 use tokio::sync::Semaphore;
 
 use crate::OpsError;
@@ -37,14 +37,19 @@ impl Domain for Build {
 pub struct JobContext {
     /// The sessions of its client.
     pub sessions: Group,
+    /// What its sources were found to be.
+    pub memory: Memory,
     steps: Steps,
 }
 
 impl JobContext {
     /// A job of a client with these sessions.
     pub fn new(sessions: Group) -> Self {
-        let steps = Steps::default();
-        Self { sessions, steps }
+        Self {
+            sessions,
+            memory: Memory::default(),
+            steps: Steps::default(),
+        }
     }
 
     /// Notes what the steps of `graph` may use of the machine. To be called before the graph
@@ -170,6 +175,7 @@ pub(crate) fn source_context(cx: &OpContext<Build>) -> SourceContext {
     SourceContext {
         sessions: sessions(cx),
         progress: cx.progress().clone(),
+        memories: cx.jobs().iter().map(|job| job.memory.clone()).collect(),
     }
 }
 

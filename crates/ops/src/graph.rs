@@ -11,6 +11,7 @@ use crate::env::{Build, Env, InputVertex, InputVertices};
 use crate::exec::ExecOp;
 use crate::file::FileOp;
 use crate::merge::{DiffOp, Layers, MergeOp};
+use crate::passthrough::PassthroughOp;
 use crate::source::SourceOp;
 
 /// What a job of the solver is given to build.
@@ -66,6 +67,10 @@ fn op(
         llb::Op::Diff(diff) => Arc::new(DiffOp {
             layers: layers(env, vertex, inputs),
             op: *diff,
+        }),
+        llb::Op::Passthrough(passthrough) => Arc::new(PassthroughOp {
+            op: passthrough.clone(),
+            inputs: inputs.len(),
         }),
         llb::Op::Build(_) => return Err(OpsError::invalid("build op is not supported")),
     })

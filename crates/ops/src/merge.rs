@@ -21,7 +21,7 @@ const MERGE: &str = "buildkit.merge.v0";
 const DIFF: &str = "buildkit.diff.v0";
 
 /// BuildKit's text of an operation that has only numbers of inputs in it.
-fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
+pub(crate) fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
     Object::write(|object| {
         object.field("Type", kind);
         object.field(name, op);
@@ -29,17 +29,17 @@ fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
 }
 
 /// The digest of it.
-fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
+pub(crate) fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
     digest_of(text(kind, name, op).as_bytes())
 }
 
-fn described(kind: &str, text: &str, vertex: &Vertex<Build>) -> Description {
+pub(crate) fn described(kind: &str, text: &str, vertex: &Vertex<Build>) -> Description {
     let mut description = describe::begin(kind, vertex);
     describe::other(text, &mut description);
     description
 }
 
-fn cache_map(digest: Digest, inputs: usize) -> CacheMap<Build> {
+pub(crate) fn cache_map(digest: Digest, inputs: usize) -> CacheMap<Build> {
     CacheMap {
         digest,
         deps: (0..inputs).map(|_| CacheDep::default()).collect(),

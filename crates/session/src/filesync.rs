@@ -20,6 +20,7 @@ use tonic::client::Grpc;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::pattern::Matcher;
 use crate::transfer::{self, QUEUE};
 use crate::writer::Options;
 use crate::{Session, SessionError};
@@ -54,6 +55,9 @@ pub struct SyncRequest {
     pub follow: Vec<String>,
     /// When a file that is there already counts as changed.
     pub differ: Differ,
+    /// Where there is a list, only what its patterns match is brought, and the metadata of all
+    /// files, in the file `.fsutil-metadata`.
+    pub only: Option<Vec<String>>,
 }
 
 /// Makes the directory `target` equal to the client's: what differs is sent, what the client
@@ -86,8 +90,10 @@ pub async fn receive(
         .max_decoding_message_size(MAX_MESSAGE_SIZE)
         .max_encoding_message_size(MAX_MESSAGE_SIZE);
     let incoming = Box::pin(lazy(async move { client.diff_copy(call).await }));
+    let only = request.only.as_ref().map(Matcher::new).transpose()?;
     let options = Options {
         differ: request.differ,
+        only,
         ..Options::default()
     };
     transfer::receive(incoming, outgoing, target, options, watch, FILE_SYNC).await

@@ -58,6 +58,7 @@ mod manager;
 mod meta;
 mod tunnel;
 
+pub mod exporters;
 pub mod filesync;
 mod follow;
 mod order;

@@ -84,7 +84,7 @@ impl Matcher {
         let mut matched = false;
         for pattern in &self.patterns {
             // A pattern matters only if it would change the answer.
-            if pattern.exception == matched && pattern.matches_with_parents(path) {
+            if pattern.exception == matched && pattern.covers(path) {
                 matched = !pattern.exception;
             }
         }
@@ -113,7 +113,7 @@ impl Matcher {
                 || pattern.exception == matched
                     && match parent {
                         Some(_) => pattern.matches(path),
-                        None => pattern.matches_with_parents(path),
+                        None => pattern.covers(path),
                     };
             all[index] = hit;
             if hit {
@@ -176,7 +176,8 @@ impl Pattern {
         }
     }
 
-    fn matches_with_parents(&self, path: &str) -> bool {
+    /// Whether it matches the path or a directory that the path is in.
+    pub fn covers(&self, path: &str) -> bool {
         let parents = path.match_indices('/').map(|(at, _)| &path[..at]);
         self.matches(path) || parents.into_iter().any(|parent| self.matches(parent))
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cooper_proto::fsutil::{Packet, Stat, packet::PacketType};
 use cooper_sys::Root;
+use prost::Message as _;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -19,11 +20,17 @@ use tokio::sync::mpsc;
 
 use crate::SessionError;
 use crate::order::Order;
+use crate::pattern::Matcher;
 use crate::stat::{self, is_dir, is_regular, mode, permissions};
 
 /// Files whose content is under way at one time: fewer than an fsutil sender queues (128), so
 /// that a request never has to wait for the sender while the sender waits for us.
 const MOST_REQUESTS: usize = 64;
+/// What tells of all files where only some are taken (fsutil's `metadataPath`): each file's
+/// metadata, with its length in four bytes, the lowest first, before it.
+const LISTING: &str = ".fsutil-metadata";
+/// The most bytes of such a listing: a million files have about 60 MiB.
+const MOST_LISTED: usize = 256 << 20;
 
 /// What changed in the directory.
 #[derive(Debug)]
@@ -78,9 +85,12 @@ pub enum Differ {
 }
 
 /// How a directory is written to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) differ: Differ,
+    /// Only what this matches is taken, with the directories that it is in; all files are
+    /// listed in a file of their own.
+    pub(crate) only: Option<Matcher>,
     /// What was there and is not sent stays.
     pub(crate) merge: bool,
     /// Devices are made.
@@ -114,6 +124,10 @@ pub(crate) struct Writer {
     waiting: VecDeque<(u32, Stat)>,
     /// Directories whose metadata is to be set when everything is in them.
     dirs: Vec<Stat>,
+    /// The metadata of all files, where only some are taken.
+    listing: Vec<u8>,
+    /// Directories that are made when there is something to take in them.
+    unmade: Vec<(u32, Stat)>,
     /// The directory of the last file: the next one is likely to be in it.
     parent: Option<(String, Arc<OwnedFd>)>,
 }
@@ -136,8 +150,12 @@ impl Writer {
             Vec::new()
         } else {
             let mut before = Vec::new();
+            let lists = options.only.is_some();
             crate::Tree::new(path).walk(&mut |stat| {
-                before.push(stat);
+                // It is written anew each time.
+                if !(lists && stat.path == LISTING) {
+                    before.push(stat);
+                }
                 Ok(())
             })?;
             before
@@ -156,6 +174,8 @@ impl Writer {
             requested: HashMap::new(),
             waiting: VecDeque::new(),
             dirs: Vec::new(),
+            listing: Vec::new(),
+            unmade: Vec::new(),
             parent: None,
         })
     }
@@ -177,6 +197,9 @@ impl Writer {
                 Event::Data(id, data) => self.data(id, &data)?,
             }
         }
+        if self.options.only.is_some() {
+            self.list()?;
+        }
         self.parent = None;
         for stat in std::mem::take(&mut self.dirs).into_iter().rev() {
             self.set_by_path(&stat)?;
@@ -194,19 +217,82 @@ impl Writer {
             stat.uid = rustix::process::getuid().as_raw();
             stat.gid = rustix::process::getgid().as_raw();
         }
-        let link = stat.mode & mode::SYMLINK == 0 && !stat.linkname.is_empty();
-        if link && !is_dir(stat.mode) && !self.files.contains(&stat.linkname) {
-            return Err(SessionError::Protocol(format!(
-                "invalid link {} to unknown path: {:?}",
-                stat.path, stat.linkname
-            )));
-        }
         if stat.mode & mode::DEVICE != 0 && !self.options.devices {
             let text = format!(
                 "device {} is not allowed among the client's files: name it in the ignore file",
                 stat.path
             );
             return Err(SessionError::Protocol(text));
+        }
+        if self.options.only.is_none() {
+            return self.place(id, stat);
+        }
+        if !self.is_wanted(id, &stat)? {
+            return Ok(());
+        }
+        for (id, dir) in std::mem::take(&mut self.unmade) {
+            self.place(id, dir)?;
+        }
+        self.place(id, stat)
+    }
+
+    /// Lists a file, and says whether it is taken: a directory is when something in it is.
+    fn is_wanted(&mut self, id: u32, stat: &Stat) -> Result<bool, SessionError> {
+        if stat.path == LISTING {
+            return Ok(false);
+        }
+        let size = stat.encoded_len();
+        if self.listing.len().saturating_add(size) > MOST_LISTED {
+            let text = format!("the metadata of the files has more than {MOST_LISTED} bytes");
+            return Err(SessionError::Protocol(text));
+        }
+        let length = u32::try_from(size).unwrap_or(u32::MAX).to_le_bytes();
+        self.listing.extend_from_slice(&length);
+        self.listing.extend_from_slice(&stat.encode_to_vec());
+        let above = |dir: &Stat| is_in(&stat.path, &dir.path);
+        self.unmade.retain(|(_, dir)| above(dir));
+        if is_dir(stat.mode) {
+            self.unmade.push((id, stat.clone()));
+            return Ok(false);
+        }
+        let only = self.options.only.as_ref();
+        Ok(only.is_none_or(|only| only.is_match(&stat.path)))
+    }
+
+    /// Writes down what was listed.
+    fn list(&mut self) -> Result<(), SessionError> {
+        let listing = std::mem::take(&mut self.listing);
+        let dir = self.dir("")?;
+        let write = || {
+            let flags = OFlags::CREATE | OFlags::TRUNC;
+            let mut file = open(&dir, LISTING, flags)?;
+            file.write_all(&listing)
+        };
+        write().map_err(self.io("write", LISTING))?;
+        let stat = Stat {
+            path: LISTING.to_owned(),
+            mode: 0o600,
+            size: i64::try_from(listing.len()).unwrap_or(i64::MAX),
+            ..Stat::default()
+        };
+        let mut hasher = self.watch.hasher(&stat);
+        hasher.update(&listing);
+        self.watch.changed(Change::Set {
+            path: LISTING,
+            stat: &stat,
+            digest: hasher.finalize().into(),
+        });
+        Ok(())
+    }
+
+    /// Makes what is there what `stat` says, if it is not.
+    fn place(&mut self, id: u32, stat: Stat) -> Result<(), SessionError> {
+        let link = stat.mode & mode::SYMLINK == 0 && !stat.linkname.is_empty();
+        if link && !is_dir(stat.mode) && !self.files.contains(&stat.linkname) {
+            return Err(SessionError::Protocol(format!(
+                "invalid link {} to unknown path: {:?}",
+                stat.path, stat.linkname
+            )));
         }
         self.remove_before(Some(&stat.path))?;
         let before = self.before.next_if(|before| before.path == stat.path);

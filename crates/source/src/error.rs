@@ -71,7 +71,7 @@ pub enum SourceError {
         reason: String,
     },
     /// The manifest is not the one that was pinned.
-    #[error("image digest {found} for {reference} does not match the expected checksum {expected}")]
+    #[error("image digest {found} for {reference} does not match expected checksum {expected}")]
     ImageChecksum {
         /// The image.
         reference: String,

@@ -24,6 +24,7 @@ pub mod git;
 pub mod http;
 pub mod image;
 pub mod local;
+mod memory;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -33,6 +34,7 @@ pub use git::GitSource;
 pub use http::HttpSource;
 pub use image::{ImageResolver, ImageSource, ResolveMode, ResolvedConfig};
 pub use local::LocalSource;
+pub use memory::Memory;
 pub use source::{
     CacheKey, ChecksumAlgorithm, ChecksumRequest, Facts, GitMetadata, HttpMetadata, Identifier,
     Instance, Metadata, MetadataRequest, Source, SourceContext, SourceRegistry,

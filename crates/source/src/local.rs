@@ -30,6 +30,8 @@ const FOLLOW: &str = "local.followpaths";
 const SHARED_KEY: &str = "local.sharedkeyhint";
 const DIFFER: &str = "local.differ";
 const METADATA: &str = "local.metadatatransfer";
+/// Files that are brought although only metadata is.
+const EXCEPTIONS: &str = "local.metadatatransferexclude";
 
 /// How long the session that is named is waited for, before another one is asked.
 const WAIT: Duration = Duration::from_secs(5);
@@ -64,11 +66,14 @@ impl Source for LocalSource {
             Some("none") => Differ::None,
             _ => Differ::Metadata,
         };
-        if let Some(value) = id.attr(METADATA)
-            && !["0", "f", "F", "false", "FALSE", "False"].contains(&value)
-        {
-            return Err(id.invalid(METADATA, "not supported"));
-        }
+        let only = match id.attr(METADATA) {
+            None => None,
+            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => None,
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => {
+                Some(list(EXCEPTIONS)?.unwrap_or_default())
+            }
+            Some(_) => return Err(id.invalid(METADATA, "neither true nor false")),
+        };
         let (name, session) = match id.attr(SESSION).map(|session| session.split_once(':')) {
             // A session in a session: the name is that of a folder in it.
             Some(Some((prefix, session))) => (format!("{prefix}-{}", id.reference), session),
@@ -84,6 +89,7 @@ impl Source for LocalSource {
             session: session.to_owned(),
             hint: id.attr(SHARED_KEY).unwrap_or_default().to_owned(),
             differ,
+            only,
         }))
     }
 }
@@ -98,6 +104,8 @@ struct Local {
     follow: Option<Vec<String>>,
     hint: String,
     differ: Differ,
+    /// Only these files are brought, and the metadata of the others.
+    only: Option<Vec<String>>,
 }
 
 impl Local {
@@ -107,7 +115,11 @@ impl Local {
         cx: &SourceContext,
         session: &Session,
     ) -> Result<ImmutableRef, SourceError> {
-        let index = format!("local:{}:{}:{}", self.name, self.hint, session.shared_key());
+        let mut index = format!("local:{}:{}:{}", self.name, self.hint, session.shared_key());
+        if self.only.is_some() {
+            // What is incomplete is no copy of the folder.
+            index.push_str(":metadata");
+        }
         let target = self.target(&index).await?;
         let request = SyncRequest {
             name: self.name.clone(),
@@ -115,6 +127,7 @@ impl Local {
             exclude: self.exclude.clone().unwrap_or_default(),
             follow: self.follow.clone().unwrap_or_default(),
             differ: self.differ,
+            only: self.only.clone(),
         };
         let status = cx
             .progress
@@ -169,6 +182,10 @@ impl Instance for Local {
             object.field("IncludePatterns", &self.include);
             object.field("ExcludePatterns", &self.exclude);
             object.field("FollowPaths", &self.follow);
+            if let Some(only) = &self.only {
+                object.field("MetadataTransfer", &true);
+                object.omit_empty("MetadataExceptions", only);
+            }
         });
         let digest = digest_of(text.as_bytes());
         Ok(CacheKey {

@@ -9,7 +9,7 @@ use cooper_progress::VertexProgress;
 use cooper_proto::pb;
 use cooper_session::Group;
 
-use crate::SourceError;
+use crate::{Memory, SourceError};
 
 /// What a client names: scheme, what follows `://`, and attributes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -69,6 +69,8 @@ pub struct SourceContext {
     pub sessions: Group,
     /// The vertex that it works for.
     pub progress: VertexProgress,
+    /// What the builds that want it know already.
+    pub memories: Vec<Memory>,
 }
 
 /// What an identifier stands for.

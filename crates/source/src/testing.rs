@@ -43,6 +43,7 @@ pub(crate) fn nobody() -> SourceContext {
     SourceContext {
         sessions: Group::none(),
         progress: VertexProgress::discard(),
+        memories: Vec::new(),
     }
 }
 

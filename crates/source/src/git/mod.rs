@@ -101,7 +101,7 @@ impl Locks {
 struct Git {
     source: GitSource,
     spec: Spec,
-    resolved: OnceCell<Resolved>,
+    resolved: OnceCell<Arc<Resolved>>,
 }
 
 impl Git {
@@ -109,14 +109,24 @@ impl Git {
         let resolve = || async {
             self.spec.check_checksum()?;
             if let Some(resolved) = self.spec.pinned()? {
-                return Ok(resolved);
+                return Ok(Arc::new(resolved));
+            }
+            let Spec {
+                remote, reference, ..
+            } = &self.spec;
+            let name = format!("git:{remote}#{reference}");
+            let known = cx.recall::<Resolved>(&name);
+            if let Some(known) = known.and_then(|known| known.shared_with(&self.spec)) {
+                return Ok(Arc::new(known));
             }
             let access = Access::open(&self.spec, &cx.sessions).await?;
             let git = Program::new(&access, &cx.progress);
             let _turn = self.source.locks.lock(&self.spec.remote).await;
-            remote::resolve(&git, &self.spec).await
+            let resolved = Arc::new(remote::resolve(&git, &self.spec).await?);
+            cx.remember(&name, &resolved);
+            Ok::<_, SourceError>(resolved)
         };
-        self.resolved.get_or_try_init(resolve).await
+        Ok(&**self.resolved.get_or_try_init(resolve).await?)
     }
 
     /// The checkout of an earlier build.

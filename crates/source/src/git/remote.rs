@@ -26,6 +26,17 @@ impl Resolved {
         }
     }
 
+    /// The same for another that wants the same name, if it may be that.
+    pub(super) fn shared_with(&self, spec: &Spec) -> Option<Self> {
+        let objects = [Some(&self.object), self.peeled.as_ref()];
+        let mut objects = objects.into_iter().flatten();
+        let fits = objects.any(|object| object.starts_with(&spec.checksum));
+        fits.then(|| Self {
+            keep_tag: spec.keep_git_dir,
+            ..self.clone()
+        })
+    }
+
     pub(super) fn is_sha256(&self) -> bool {
         self.object.len() == 64
     }

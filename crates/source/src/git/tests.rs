@@ -232,3 +232,28 @@ async fn what_is_known_of_a_commit_and_of_a_tag() {
     assert_eq!(pinned.commit_checksum, commit);
     assert!(pinned.tag_object.starts_with(text.as_bytes()));
 }
+
+#[tokio::test]
+async fn one_build_sees_one_commit_of_a_name() {
+    let (place, served) = (place().await, Served::new().await);
+    let first = served.commit("file", "one");
+    served.publish();
+    let build = SourceContext {
+        memories: vec![crate::Memory::default()],
+        ..nobody()
+    };
+    let asked = served.open(&place, "", &[]);
+    asked.metadata(&build, &Default::default()).await.unwrap();
+    let second = served.commit("file", "two");
+    served.publish();
+    let key = async |context: &SourceContext, attrs: &[(&str, &str)]| {
+        let instance = served.open(&place, "", attrs);
+        instance.cache_key(context, 0).await.unwrap().key
+    };
+    assert_eq!(key(&build, &[]).await, first);
+    assert_eq!(key(&build, &[("git.checksum", &second)]).await, second);
+    assert_eq!(key(&nobody(), &[]).await, second);
+    let kept = key(&build, &[("git.keepgitdir", "true")]).await;
+    assert!(kept.starts_with(&format!("{first}.git")), "{kept}");
+    place.cache.close().await;
+}

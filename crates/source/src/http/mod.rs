@@ -41,6 +41,13 @@ const SIGNATURE: &str = "http.sig.";
 /// The index under which what a server said of a download is kept.
 const SAID: &str = "http-said:";
 
+/// Servers that know BuildKit take it for one of its kind.
+const AGENT: &str = concat!(
+    "cooper/",
+    env!("CARGO_PKG_VERSION"),
+    " (compatible; buildkit/v0)"
+);
+
 /// Downloads.
 #[derive(Clone)]
 pub struct HttpSource {
@@ -52,7 +59,7 @@ impl HttpSource {
     /// Keeps downloads in `cache`.
     pub fn new(cache: CacheManager) -> Result<Self, SourceError> {
         let client = cooper_registry::http_client()
-            .user_agent(concat!("cooper/", env!("CARGO_PKG_VERSION")))
+            .user_agent(AGENT)
             .build()
             .map_err(|source| SourceError::Http {
                 attempt: "prepare for",
@@ -156,7 +163,7 @@ struct Http {
     gid: i64,
     auth_secret: String,
     headers: Vec<Header>,
-    found: OnceCell<Found>,
+    found: OnceCell<Arc<Found>>,
 }
 
 /// What the server said of a download.
@@ -177,8 +184,22 @@ struct Found {
 }
 
 impl Http {
-    async fn found(&self, sessions: &Group) -> Result<&Found, SourceError> {
-        self.found.get_or_try_init(|| self.look(sessions)).await
+    async fn found(&self, cx: &SourceContext) -> Result<&Found, SourceError> {
+        let find = || async {
+            let name = format!("http:{}", self.url_digest());
+            let fits = |found: &Arc<Found>| self.is_wanted(&found.digest);
+            if let Some(known) = cx.recall::<Found>(&name).filter(fits) {
+                return Ok(known);
+            }
+            let found = Arc::new(self.look(&cx.sessions).await?);
+            cx.remember(&name, &found);
+            Ok::<_, SourceError>(found)
+        };
+        Ok(&**self.found.get_or_try_init(find).await?)
+    }
+
+    fn is_wanted(&self, digest: &Digest) -> bool {
+        self.checksum.as_ref().is_none_or(|wanted| wanted == digest)
     }
 
     /// Asks whether an earlier download is still what the server has, and gets it anew if not.
@@ -193,8 +214,8 @@ impl Http {
                 let said: Said = serde_json::from_str(index.strip_prefix(SAID)?).ok()?;
                 Some(said)
             });
-            let wanted = |said: &Said| self.checksum.as_ref().is_none_or(|c| *c == said.digest);
-            if let Some(said) = said.filter(|said| !said.etag.is_empty() && wanted(said)) {
+            let fits = |said: &Said| !said.etag.is_empty() && self.is_wanted(&said.digest);
+            if let Some(said) = said.filter(fits) {
                 known.push((said, output));
             }
         }
@@ -387,7 +408,7 @@ impl Instance for Http {
             // It is known what it is: nobody needs to be asked.
             Some(checksum) => (self.key(&self.name(None), checksum, ""), checksum),
             None => {
-                let found = self.found(&cx.sessions).await?;
+                let found = self.found(cx).await?;
                 let key = self.key(&found.filename, &found.digest, &found.modified);
                 (key, &found.digest)
             }
@@ -454,7 +475,7 @@ impl Instance for Http {
     }
 
     async fn snapshot(&self, cx: &SourceContext) -> Result<Option<ImmutableRef>, SourceError> {
-        Ok(Some(self.found(&cx.sessions).await?.output.clone()))
+        Ok(Some(self.found(cx).await?.output.clone()))
     }
 
     async fn metadata(
@@ -462,7 +483,7 @@ impl Instance for Http {
         cx: &SourceContext,
         request: &MetadataRequest,
     ) -> Result<Option<Metadata>, SourceError> {
-        let found = self.found(&cx.sessions).await?;
+        let found = self.found(cx).await?;
         let requested = match &request.checksum {
             Some(request) => Some(found.checksum(request).await?),
             None => None,

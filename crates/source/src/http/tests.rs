@@ -158,3 +158,28 @@ async fn what_is_known_of_a_download() {
     let found = known(Some(ChecksumAlgorithm::Sha512)).await;
     assert_eq!(found.requested, own(&sha512));
 }
+
+#[tokio::test]
+async fn one_build_sees_one_download() {
+    let (place, server) = (place().await, Server::start().await);
+    server.put("/dir/file.txt", answer("one", "\"1\""));
+    let build = SourceContext {
+        memories: vec![crate::Memory::default()],
+        ..nobody()
+    };
+    let asked = open(&place, &server, &[]);
+    let request = MetadataRequest::default();
+    asked.metadata(&build, &request).await.unwrap();
+    drop(asked);
+    server.put("/dir/file.txt", answer("two", "\"2\""));
+    let one = open(&place, &server, &[]).snapshot(&build).await;
+    let one = one.unwrap().unwrap().local().unwrap();
+    assert_eq!(read(&one, "file.txt").await, "one");
+    let wanted = digest_of(b"two").to_string();
+    let two = open(&place, &server, &[(CHECKSUM, &wanted)]);
+    let two = two.snapshot(&build).await.unwrap().unwrap();
+    assert_eq!(read(&two.local().unwrap(), "file.txt").await, "two");
+    let other = open(&place, &server, &[]).cache_key(&nobody(), 0).await;
+    assert_eq!(other.unwrap().pin, wanted);
+    place.cache.close().await;
+}

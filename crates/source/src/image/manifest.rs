@@ -405,8 +405,9 @@ pub(super) fn layers(
     // Only what is needed of it: configurations in the wild lack what the specification wants.
     #[derive(Default, Deserialize)]
     struct Rootfs {
+        /// Go writes `null` for a list of nothing.
         #[serde(default)]
-        diff_ids: Vec<Digest>,
+        diff_ids: Option<Vec<Digest>>,
     }
     #[derive(Deserialize)]
     struct Config {
@@ -415,7 +416,7 @@ pub(super) fn layers(
     }
     let config: Config =
         serde_json::from_slice(config).map_err(|error| malformed("image config", digest, error))?;
-    let diff_ids = config.rootfs.diff_ids;
+    let diff_ids = config.rootfs.diff_ids.unwrap_or_default();
     if diff_ids.len() != manifest.layers().len() {
         return Err(malformed(
             "manifest",

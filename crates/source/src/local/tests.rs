@@ -63,6 +63,7 @@ impl Client {
         SourceContext {
             sessions: Group::new(self.manager.clone(), ids),
             progress: VertexProgress::new(digest_of(b"vertex"), self.sink.clone()),
+            memories: Vec::new(),
         }
     }
 

@@ -19,6 +19,7 @@ mod client_sources;
 mod client_steps;
 mod containerd;
 mod contexts;
+mod contract;
 mod control_api;
 mod credentials;
 mod daemon_flags;

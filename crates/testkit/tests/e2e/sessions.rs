@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 
 use cooper_llb::build::{Local, MarshalOptions, SecretSpec, State};
 use cooper_proto::control::{BytesMessage, SolveRequest};
+use cooper_proto::exporter::exporter_server::{Exporter as Exporters, ExporterServer};
+use cooper_proto::exporter::{
+    ExporterRequest, FinalizeExportRequest, FinalizeExportResponse, FindExportersRequest,
+    FindExportersResponse,
+};
 use cooper_proto::filesync::BytesMessage as Piece;
 use cooper_proto::filesync::file_send_server::{FileSend, FileSendServer};
 use cooper_proto::secrets::secrets_server::{Secrets, SecretsServer};
@@ -382,6 +387,87 @@ fn ses05_streams_come_in_pieces_with_what_they_are() {
         sent[0].0
     );
     assert_eq!(of(&sent[1].0, "exporter-md-containerimage.digest"), None);
+    bench.end();
+}
+
+/// Names a tar, once it has seen the result.
+#[derive(Clone, Default)]
+struct Late {
+    asked: Arc<Mutex<Vec<FindExportersRequest>>>,
+    told: Arc<Mutex<Vec<FinalizeExportRequest>>>,
+}
+
+#[tonic::async_trait]
+impl Exporters for Late {
+    async fn find_exporters(
+        &self,
+        request: Request<FindExportersRequest>,
+    ) -> Result<Response<FindExportersResponse>, Status> {
+        self.asked.lock().unwrap().push(request.into_inner());
+        let found = ExporterRequest {
+            r#type: "tar".into(),
+            ..ExporterRequest::default()
+        };
+        let exporters = vec![found];
+        Ok(Response::new(FindExportersResponse { exporters }))
+    }
+
+    /// The second time it is not content.
+    async fn finalize_export(
+        &self,
+        request: Request<FinalizeExportRequest>,
+    ) -> Result<Response<FinalizeExportResponse>, Status> {
+        let mut told = self.told.lock().unwrap();
+        told.push(request.into_inner());
+        match told.len() {
+            1 => Ok(Response::new(FinalizeExportResponse {})),
+            _ => Err(Status::unknown("not this one")),
+        }
+    }
+}
+
+#[test]
+fn ses11_a_client_names_exporters_when_the_result_is_known() {
+    let bench = Bench::start();
+    let (sent, asked) = (Sent::default(), Late::default());
+    bench.rt.block_on(async {
+        let headers = [
+            (ID, "late"),
+            (METHOD, "/moby.filesync.v1.FileSend/DiffCopy"),
+            (METHOD, "/moby.exporter.v1.Exporter/FindExporters"),
+            (METHOD, "/moby.exporter.v1.Exporter/FinalizeExport"),
+        ];
+        let services = Routes::new(FileSendServer::new(Receiver(sent.clone())))
+            .add_service(ExporterServer::new(asked.clone()));
+        let client = serve(tunnel(&bench, &headers), services);
+        let state = State::scratch().files(vec![mkfile("/foo", "x")]);
+        solve(&bench, plain(&state, "unasked", "late"))
+            .await
+            .unwrap();
+        assert!(asked.asked.lock().unwrap().is_empty());
+        assert!(asked.told.lock().unwrap().is_empty());
+        let mut request = plain(&state, "asked", "late");
+        request.enable_session_exporter = true;
+        request.exporters.push(exporter("oci", &[]));
+        solve(&bench, request.clone()).await.unwrap();
+        request.r#ref = "refused".into();
+        let error = solve(&bench, request).await.unwrap_err();
+        assert!(error.message().contains("not this one"), "{error}");
+        client.close().await;
+    });
+    let (asked, told) = (asked.asked.lock().unwrap(), asked.told.lock().unwrap());
+    assert_eq!((asked.len(), asked[0].refs.len()), (2, 1));
+    assert!(told[0].exporter_response["containerimage.digest"].starts_with("sha256:"));
+    let mut sent = std::mem::take(&mut *sent.lock().unwrap());
+    // Those of the request come first.
+    sent.retain(|(metadata, ..)| {
+        let id = ("buildkit-attachable-exporter-id".to_owned(), "1".to_owned());
+        metadata.contains(&id)
+    });
+    let [(_, _, bytes), _] = sent.as_slice() else {
+        panic!("{} archives", sent.len());
+    };
+    assert_eq!(crate::client::Archive::read(bytes).entry("foo").data, b"x");
     bench.end();
 }
 
