@@ -53,6 +53,8 @@ use cooper_progress::VertexProgress;
 use cooper_registry::Registry;
 use cooper_session::Group;
 
+use archive::{ArchiveExporter, Variant};
+
 pub use attrs::Attrs;
 pub use error::ExportError;
 pub use verify::verify;
@@ -131,16 +133,8 @@ pub trait Exporter: Send + Sync {
 pub fn resolve(kind: &str, attrs: Attrs, index: usize) -> Result<Box<dyn Exporter>, ExportError> {
     Ok(match kind {
         "image" => Box::new(image::ImageExporter::new(attrs)?),
-        "oci" => Box::new(archive::ArchiveExporter::new(
-            archive::Variant::Oci,
-            attrs,
-            index,
-        )?),
-        "docker" => Box::new(archive::ArchiveExporter::new(
-            archive::Variant::Docker,
-            attrs,
-            index,
-        )?),
+        "oci" => Box::new(ArchiveExporter::new(Variant::Oci, attrs, index)?),
+        "docker" => Box::new(ArchiveExporter::new(Variant::Docker, attrs, index)?),
         "local" => Box::new(files::LocalExporter::new(attrs, index)?),
         "tar" => Box::new(files::TarExporter::new(attrs, index)?),
         _ => {

@@ -31,6 +31,8 @@ const CAPS: &[&str] = &[
 
 const CONFIG: &str = "containerimage.config";
 const BASE_CONFIG: &str = "containerimage.base.config";
+/// What exporters date their results by.
+const EPOCH: &str = "source.date.epoch";
 
 /// Builds Dockerfiles.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,6 +150,7 @@ struct Built {
     reference: Option<Arc<dyn Reference>>,
     config: Vec<u8>,
     base: Option<Vec<u8>>,
+    epoch: Option<i64>,
 }
 
 async fn build(request: &Request, source: &Source) -> Result<FrontendResult, FrontendError> {
@@ -175,6 +178,10 @@ async fn build(request: &Request, source: &Source) -> Result<FrontendResult, Fro
         metadata.insert(key(CONFIG, &built.id), built.config);
         if let Some(base) = built.base {
             metadata.insert(key(BASE_CONFIG, &built.id), base);
+        }
+        if let Some(epoch) = built.epoch {
+            let seconds = epoch.to_string().into_bytes();
+            metadata.insert(key(EPOCH, &built.id), seconds);
         }
         if multi {
             result.references.insert(built.id.clone(), built.reference);
@@ -219,6 +226,7 @@ async fn build_one(
         reference,
         config: text(&converted.image),
         base: converted.base.as_ref().map(text),
+        epoch: converted.epoch,
     })
 }
 

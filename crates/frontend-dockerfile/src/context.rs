@@ -23,6 +23,8 @@ use crate::gotext::parse_bool;
 use crate::options::Options;
 use crate::source::Source;
 
+/// Bytes: nobody writes a longer one.
+const MAX_DOCKERFILE: u64 = (16 << 20) - 1;
 const DOCKERFILE: &str = "Dockerfile";
 const IGNORE_FILE: &str = ".dockerignore";
 /// The file that a downloaded context is.
@@ -259,14 +261,23 @@ impl Request {
         let Some(reference) = reference else {
             return Err(unreadable(missing()));
         };
-        let data = match (reference.read_file(filename, None).await, lower) {
+        let all = Some(FileRange {
+            offset: 0,
+            length: MAX_DOCKERFILE + 1,
+        });
+        let data = match (reference.read_file(filename, all).await, lower) {
             (Err(FrontendError::NotFound { .. }), Some(lower)) => reference
-                .read_file(&lower, None)
+                .read_file(&lower, all)
                 .await
                 .map_err(|_| unreadable(missing()))?,
             (Err(FrontendError::NotFound { .. }), None) => return Err(unreadable(missing())),
             (read, _) => read.map_err(unreadable)?,
         };
+        if data.len() as u64 > MAX_DOCKERFILE {
+            return Err(FrontendError::invalid(format!(
+                "Dockerfile exceeds maximum allowed size of {MAX_DOCKERFILE} bytes"
+            )));
+        }
         if let Ok(text) = reference.read_file(&own_ignore, None).await {
             *self
                 .own_ignore
@@ -346,6 +357,11 @@ impl Request {
     ) -> Result<Vec<String>, FrontendError> {
         let state = ignore_file(name, session, hint, Constraints::named(title));
         Ok(read_ignore_file(&self.read_optional(&state, true).await?))
+    }
+
+    /// The build context, if it does not come from the client.
+    pub(crate) async fn remote_context(&self) -> Result<Option<State>, FrontendError> {
+        Ok(self.files().await?.context.clone())
     }
 
     /// The build context; of a local one only what `follow` names, unless that is nothing.

@@ -27,6 +27,7 @@
 mod build;
 mod context;
 mod convert;
+mod extra;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod gitref;

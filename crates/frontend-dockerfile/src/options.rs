@@ -9,6 +9,7 @@ use cooper_llb::platform;
 use cooper_proto::pb;
 use serde::Deserialize;
 
+use crate::extra::Extra;
 use crate::gotext::parse_bool;
 use crate::lint::LintConfig;
 
@@ -41,6 +42,8 @@ pub(crate) struct Options {
     /// Sessions of local sources, by the name of the source.
     pub(crate) local_sessions: BTreeMap<String, String>,
     pub(crate) lint: Option<LintConfig>,
+    /// What every `RUN` gets.
+    pub(crate) extra: Extra,
 }
 
 #[derive(Deserialize)]
@@ -144,6 +147,7 @@ impl Options {
             build_platform,
             multi_platform,
             lint,
+            extra: Extra::parse(&raw)?,
             raw,
         })
     }

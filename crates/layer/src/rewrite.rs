@@ -9,6 +9,9 @@ use cooper_content::{BlobReader, ContentStore};
 
 use crate::{CompressionOptions, Layer, LayerError, compress, decompress};
 
+/// The annotation of such a layer.
+const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
 const BLOCK: usize = 512;
 /// Bytes of one extended header.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -36,6 +39,9 @@ pub async fn rewrite_times(
     let mut made = made.await?;
     let media_type = options.kind.instead_of(layer.descriptor.media_type());
     made.descriptor.set_media_type(media_type);
+    let mut annotations = made.descriptor.annotations().clone().unwrap_or_default();
+    annotations.insert(REWRITTEN.to_owned(), latest.to_string());
+    made.descriptor.set_annotations(Some(annotations));
     Ok(Layer {
         descriptor: made.descriptor,
         diff_id: made.diff_id,
@@ -446,6 +452,8 @@ mod tests {
                 .unwrap();
             assert!(made.descriptor.media_type().to_string().ends_with("+gzip"));
             assert_ne!(made.diff_id, layer.diff_id);
+            let annotations = made.descriptor.annotations().as_ref().unwrap();
+            assert_eq!(annotations[REWRITTEN], LATEST.to_string());
             digests.push((made.descriptor.digest().clone(), made.diff_id));
         }
         assert_eq!(digests[0], digests[1]);

@@ -6,11 +6,9 @@ use cooper_dockerfile::{Command, Expansion, Instruction, KeyValue, Program, Span
 use cooper_llb::platform;
 use cooper_proto::pb;
 use cooper_registry::Reference;
-use cooper_session::pattern::clean;
 
 use super::Converter;
 use super::args::Vars;
-use super::copy::CopyOrAdd;
 use super::stage::StageState;
 use crate::lint::{self, Lint};
 
@@ -383,35 +381,5 @@ impl Converter<'_> {
                 show(expected)
             ),
         );
-    }
-
-    /// A source that the ignore file leaves out. With exceptions it is too hard to say.
-    pub(super) fn check_ignored(&mut self, command: &Command, cfg: &CopyOrAdd, path: &str) {
-        let Some(matcher) = self.ignore.as_ref().filter(|_| cfg.from_context) else {
-            return;
-        };
-        if matcher.has_exceptions() {
-            return;
-        }
-        let src = clean(path);
-        let all = || {
-            let patterns = matcher.patterns().iter();
-            patterns
-                .map(|p| p.text())
-                .any(|text| matches!(text, "*" | "**" | "**/*"))
-        };
-        let is_root = src == "." || src == "/";
-        if (!is_root || all()) && matcher.is_match(src.trim_start_matches('/')) {
-            let verb = match command.instruction {
-                Instruction::Add(_) => "Add",
-                _ => "Copy",
-            };
-            self.lint.warn_below(
-                &command.comments,
-                &lint::COPY_IGNORED_FILE,
-                command.span,
-                format!("Attempting to {verb} file {src:?} that is excluded by .dockerignore"),
-            );
-        }
     }
 }

@@ -245,7 +245,7 @@ fn download(cfg: &CopyOrAdd, url: &str, name: &str, common: CopySpec) -> Result<
 }
 
 /// Refuses what is no digest, as Go's `digest` package words it.
-fn check_digest(text: &str) -> Result<()> {
+pub(super) fn check_digest(text: &str) -> Result<()> {
     let wrong = |reason: &str| Err(FrontendError::invalid(reason));
     let Some((algorithm, hex)) = text.split_once(':') else {
         return wrong("invalid checksum digest format");
@@ -269,7 +269,7 @@ fn check_digest(text: &str) -> Result<()> {
 }
 
 /// The name that a download is kept under.
-fn filename(address: &str) -> String {
+pub(super) fn filename(address: &str) -> String {
     let last = url::Url::parse(address).ok().and_then(|url| {
         let path = percent_decode(url.path());
         path.trim_end_matches('/')

@@ -13,8 +13,10 @@ mod args;
 mod checks;
 mod config;
 mod copy;
+mod epoch;
 mod expand;
 mod expose;
+mod ignored;
 mod mounts;
 mod names;
 mod outline;
@@ -57,6 +59,8 @@ pub(crate) struct Converted {
     pub(crate) image: Image,
     /// The base image's own configuration.
     pub(crate) base: Option<Image>,
+    /// Seconds since 1970 that it is dated by.
+    pub(crate) epoch: Option<i64>,
 }
 
 /// The platforms of one conversion.
@@ -164,6 +168,7 @@ impl<'a> Converter<'a> {
             definition,
             image: std::mem::take(&mut stage.image),
             base: stage.base_image.take(),
+            epoch: self.epoch,
         })
     }
 
@@ -207,7 +212,7 @@ impl<'a> Converter<'a> {
         self.global_args = args::predefined(&self.platforms, &self.build_args, wanted);
         self.check_default_bases(&program);
         self.global_arguments(&program.arguments)?;
-        self.resolve_epoch()?;
+        self.resolve_epoch(&program.stages).await?;
 
         self.make_stages(program.stages)?;
         let target = self.target()?;
@@ -263,22 +268,6 @@ impl<'a> Converter<'a> {
         }
         let normal = platform::normalize(&image.platform());
         image.set_platform(&normal);
-        Ok(())
-    }
-
-    fn resolve_epoch(&mut self) -> Result<()> {
-        const NAME: &str = "SOURCE_DATE_EPOCH";
-        let value = match self.build_args.get(NAME) {
-            Some(value) => value.clone(),
-            None => self.global_args.get(NAME).unwrap_or_default().to_owned(),
-        };
-        if value.is_empty() {
-            return Ok(());
-        }
-        let seconds = value
-            .parse()
-            .map_err(|_| FrontendError::invalid(format!("invalid {NAME}: {value}")))?;
-        self.epoch = Some(seconds);
         Ok(())
     }
 

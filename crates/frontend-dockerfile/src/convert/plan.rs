@@ -193,11 +193,15 @@ impl Converter<'_> {
     pub(super) fn connect_command(
         &mut self,
         stage: usize,
-        command: cooper_dockerfile::Command,
+        mut command: cooper_dockerfile::Command,
         on_build: bool,
     ) -> Result<StageCommand> {
         let span = command.span;
         let mut sources = Vec::new();
+        if let Instruction::Run(run) = &mut command.instruction {
+            let extra = &self.request.options.extra.mounts;
+            run.mounts.splice(0..0, extra.iter().cloned());
+        }
         match &command.instruction {
             Instruction::Copy(copy) if !copy.from.is_empty() => {
                 sources.push(Some(self.copy_source(&copy.from, span)?));

@@ -41,6 +41,8 @@ impl Converter<'_> {
         if run.line.shell {
             args = with_shell(&self.stages[place].image, &args);
         }
+        let hook = self.request.options.extra.entrypoint.iter().cloned();
+        args.splice(0..0, hook);
         let mut exec = Exec {
             args: args.clone(),
             mounts: mount.into_iter().collect(),

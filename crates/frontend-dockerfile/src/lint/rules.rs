@@ -52,7 +52,7 @@ rules! {
         "Default value for global ARG results in an empty or invalid base image name";
     FROM_PLATFORM_FLAG_CONST_DISALLOWED = "FromPlatformFlagConstDisallowed", page!("from-platform-flag-const-disallowed"), false,
         "FROM --platform flag should not use a constant value";
-    COPY_IGNORED_FILE = "CopyIgnoredFile", page!("copy-ignored-file"), true,
+    COPY_IGNORED_FILE = "CopyIgnoredFile", page!("copy-ignored-file"), false,
         "Attempting to Copy file that is excluded by .dockerignore";
     INVALID_DEFINITION_DESCRIPTION = "InvalidDefinitionDescription", page!("invalid-definition-description"), true,
         "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.";

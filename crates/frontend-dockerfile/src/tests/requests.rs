@@ -181,10 +181,7 @@ fn builds_warn() {
     );
     let outcome = Fake::new("FROM alpine\nCOPY a/b /\n")
         .file("context", ".dockerignore", "a\n")
-        .run(&[(
-            "build-arg:BUILDKIT_DOCKERFILE_CHECK",
-            "experimental=CopyIgnoredFile",
-        )]);
+        .run(&[]);
     assert_eq!(
         outcome.warnings(),
         [

@@ -25,6 +25,7 @@ mod credentials;
 mod daemon_flags;
 mod disk;
 mod dockerfile;
+mod dockerfile_client;
 mod dockerfile_corners;
 mod dockerfile_git;
 mod dockerfile_words;
