@@ -21,7 +21,7 @@ use futures::StreamExt;
 use tokio::runtime::Runtime;
 
 /// No build of these cases takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A daemon, a registry with busybox, and a client.
 pub(crate) struct Bench {
