@@ -67,7 +67,7 @@ fn without_a_profile_steps_are_as_the_daemon() {
 #[test]
 fn a_profile_that_is_not_loaded_is_named() {
     let bench = Bench::with_config(&config("no-such-profile"));
-    // What the runtime says of it is what the step has printed.
+    // What the runtime says of it is what the step has printed; runc does not name the profile.
     let mut said = String::new();
     let mut progress = |status: StatusResponse| {
         let logs = status.logs.iter();
@@ -77,9 +77,7 @@ fn a_profile_that_is_not_loaded_is_named() {
     let solved = bench.rt.block_on(bench.client.solve(solve, &mut progress));
     let error = solved.unwrap_err().to_string();
     assert!(error.contains("sh -e -c true"), "{error}");
-    for part in ["apparmor", "no-such-profile"] {
-        assert!(said.contains(part), "{part:?} is not in {said}");
-    }
+    assert!(said.to_lowercase().contains("apparmor"), "{said}");
     let missing = "the AppArmor profile \"no-such-profile\" is not loaded";
     assert!(error.contains(missing), "{error}");
     bench.end();
