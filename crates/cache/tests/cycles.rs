@@ -170,13 +170,7 @@ async fn chain(cache: CacheManager, mut random: Random, limit: u64) -> u64 {
             ..RecordOptions::default()
         };
         let work = cache.new_mutable(parent.as_ref(), options).await.unwrap();
-        // Few of them write more than all of the cache may have with what is there.
-        let most = if random.below(200) == 0 {
-            limit
-        } else {
-            limit / 100
-        };
-        written += write(&work, &mut random, most).await;
+        written += write(&work, &mut random, limit / 100).await;
         if random.below(8) == 0 {
             // A step that failed.
             drop(work);
