@@ -351,7 +351,7 @@ fn wrk06_a_daemon_in_a_namespace_of_rootlesskit() {
         user: &user,
     };
     let socket = user.path("run/cooper/cooperd.sock");
-    wait_until("the daemon serves", Duration::from_secs(20), || {
+    wait_until("the daemon serves", Duration::from_secs(120), || {
         std::os::unix::net::UnixStream::connect(&socket).is_ok()
     });
     let buildx = Buildx::remote(Buildx::program(), &daemon.address());
