@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cooper_cache::{CacheConfig, CacheManager, ImmutableRef, RecordOptions};
+use cooper_cache::{CacheConfig, CacheLimits, CacheManager, ImmutableRef, RecordOptions};
 use cooper_content::MemoryContentStore;
 use cooper_executor::{
     ContainerSpec, ExecError, Executor, Exit, Output as Stream, Process, Running,
@@ -453,6 +453,38 @@ async fn copies_are_cached_by_what_they_see() {
     let text = error_chain(&error);
     assert!(text.contains("failed to compute cache key: failed to calculate checksum of ref "));
     assert!(text.ends_with(r#""/none": not found"#), "{text}");
+}
+
+#[tokio::test]
+async fn what_copies_write_is_limited_as_what_a_process_writes() {
+    let bench = bench().await;
+    let _collector = bench.env.cache.collect(CacheLimits {
+        policies: Vec::new(),
+        most_of_step: 1 << 20,
+    });
+    let mut graph = Graph::default();
+    let base = graph.files("base=1");
+    let large = Action::Mkfile(pb::FileActionMkFile {
+        path: "/a".into(),
+        mode: 0o644,
+        timestamp: -1,
+        data: vec![b'x'; 600 << 10],
+        owner: None,
+    });
+    let made = graph.file(vec![action(0, -1, 0, large)], &[base]);
+    let once = graph.file(vec![action(0, 1, 0, copy("/a", "/1"))], &[base, made]);
+    let twice = vec![
+        action(0, 1, -1, copy("/a", "/1")),
+        action(2, 1, 0, copy("/a", "/2")),
+    ];
+    let twice = graph.file(twice, &[base, made]);
+    assert_eq!(bench.solve(&graph, once).await.unwrap().len(), 2);
+    let error = bench.solve(&graph, twice).await.unwrap_err();
+    let text = error_chain(&error);
+    assert!(
+        text.contains("maxStepBytes") && text.contains("1048576 bytes"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
