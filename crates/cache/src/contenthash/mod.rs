@@ -132,6 +132,7 @@ async fn in_thread(
     let (path, options) = (path.to_owned(), options.clone());
     // The handle keeps the mounts good as long as the thread runs.
     let (pin, slot) = (local.clone(), slot.clone());
+    let (told, result) = tokio::sync::oneshot::channel();
     let hashing = tokio::task::spawn_blocking(move || {
         let mut tree = slot.tree.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((below, above)) = &below
@@ -147,13 +148,25 @@ async fn in_thread(
         }
         let result = run(&mut tree, &mut scan, &path, &options);
         tree.dirty |= scan.has_changed();
+        drop(tree);
         drop(pin);
-        result
+        // Who has given up waits for no result.
+        let _ = told.send(result);
+        // The kernel forgets all files of a mount when that goes, which takes as long as a good
+        // part of looking at them: nobody waits for it.
+        drop(scan);
     });
-    hashing.await.map_err(|source| CacheError::Thread {
-        id: local.id().to_string(),
-        source,
-    })
+    match result.await {
+        Ok(result) => Ok(result),
+        // It has ended without one.
+        Err(_) => match hashing.await {
+            Ok(()) => Err(CacheError::Closed),
+            Err(source) => Err(CacheError::Thread {
+                id: local.id().to_string(),
+                source,
+            }),
+        },
+    }
 }
 
 /// The checksum over `tree`, which learns from `scan` what it does not know.
