@@ -66,14 +66,22 @@ impl StepFailure {
             return detail;
         };
         match source.downcast_ref::<OpsError>() {
-            Some(OpsError::Exec { files, .. }) => {
+            Some(OpsError::Exec { files, .. } | OpsError::Start { files, .. }) => {
                 detail.input_i_ds = name(&files.inputs);
                 detail.mount_i_ds = name(&files.mounts);
             }
             Some(OpsError::File(error)) => {
+                detail.input_i_ds = name(&error.files.inputs);
+                detail.mount_i_ds = name(&error.files.mounts);
                 let index = i64::try_from(error.index).unwrap_or_default();
                 let action = errdefs::FileAction { index };
                 detail.subject = Some(errdefs::solve::Subject::File(action));
+            }
+            Some(OpsError::Content(error)) => {
+                detail.input_i_ds = name(std::slice::from_ref(&error.input));
+                let index = i64::try_from(error.index).unwrap_or_default();
+                let cache = errdefs::ContentCache { index };
+                detail.subject = Some(errdefs::solve::Subject::Cache(cache));
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! A state that a solve promised. It is loaded and built when something needs it, once.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use async_trait::async_trait;
 use cooper_cache::ImmutableRef;
@@ -10,7 +10,7 @@ use cooper_llb::{LoadOptions, load};
 use cooper_progress::{Digest, VertexProgress};
 use cooper_proto::{fsutil, pb};
 use cooper_solver::SolveError;
-use tokio::sync::OnceCell;
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
 use crate::build::Build;
 use crate::{EvaluateError, StepFailure, caps, files};
@@ -23,28 +23,35 @@ pub(crate) struct LazyRef {
     definition: pb::Definition,
     build: Arc<Build>,
     /// Set once; a failure too, unless it was the build that ended.
-    outcome: OnceCell<Outcome>,
+    outcome: OnceLock<Outcome>,
+    /// What all those wait for who want it now. It is dropped with the last of them.
+    solving: Mutex<Option<WeakShared<BoxFuture<'static, Outcome>>>>,
+    me: Weak<Self>,
 }
 
 impl LazyRef {
     pub(crate) fn new(build: &Arc<Build>, definition: pb::Definition) -> Arc<Self> {
-        let reference = Arc::new(Self {
-            id: uuid::Uuid::new_v4().simple().to_string(),
-            definition,
-            build: build.clone(),
-            outcome: OnceCell::new(),
-        });
-        build.keep(&reference);
-        reference
+        Self::with(build, definition, OnceLock::new())
     }
 
     /// A state that is there already, such as a step that failed has left it.
     pub(crate) fn ready(build: &Arc<Build>, output: ImmutableRef) -> Arc<Self> {
-        let reference = Arc::new(Self {
+        let definition = pb::Definition::default();
+        Self::with(build, definition, OnceLock::from(Ok(Some(output))))
+    }
+
+    fn with(
+        build: &Arc<Build>,
+        definition: pb::Definition,
+        outcome: OnceLock<Outcome>,
+    ) -> Arc<Self> {
+        let reference = Arc::new_cyclic(|me| Self {
             id: uuid::Uuid::new_v4().simple().to_string(),
-            definition: pb::Definition::default(),
+            definition,
             build: build.clone(),
-            outcome: OnceCell::new_with(Some(Ok(Some(output)))),
+            outcome,
+            solving: Mutex::default(),
+            me: me.clone(),
         });
         build.keep(&reference);
         reference
@@ -53,15 +60,35 @@ impl LazyRef {
     /// The state; `None` is an empty file system.
     ///
     /// # Cancel safety
-    /// What was begun goes on as long as the build.
+    /// What was begun goes on as long as somebody else waits for it.
     async fn output(&self) -> Outcome {
-        let outcome = self.outcome.get_or_try_init(|| async {
-            match self.solve().await {
-                Err(EvaluateError::Solve(SolveError::Cancelled)) => Err(SolveError::Cancelled),
-                outcome => Ok(outcome),
-            }
-        });
-        outcome.await?.clone()
+        if let Some(outcome) = self.outcome.get() {
+            return outcome.clone();
+        }
+        let outcome = self.solving().await;
+        match outcome {
+            Err(EvaluateError::Solve(SolveError::Cancelled)) => outcome,
+            outcome => self.outcome.get_or_init(|| outcome).clone(),
+        }
+    }
+
+    /// The one attempt that is going on, or a new one.
+    fn solving(&self) -> Shared<BoxFuture<'static, Outcome>> {
+        let solving = self.solving.lock();
+        let mut solving = solving.unwrap_or_else(PoisonError::into_inner);
+        let going_on = solving.as_ref().and_then(WeakShared::upgrade);
+        going_on.unwrap_or_else(|| {
+            let me = self.me.clone();
+            let solve = async move {
+                match me.upgrade() {
+                    Some(me) => me.solve().await,
+                    None => Err(SolveError::Cancelled.into()),
+                }
+            };
+            let new = solve.boxed().shared();
+            *solving = new.downgrade();
+            new
+        })
     }
 
     async fn solve(&self) -> Outcome {

@@ -14,8 +14,8 @@ use cooper_session::pattern;
 use cooper_solver::{ContentKey, Digest, FileEntry, FileList, MAX_FILES, OpContext, OpError};
 use futures::future::try_join_all;
 
-use crate::OpsError;
 use crate::env::{Build, Env, InputVertices, Output, localize};
+use crate::{ContentError, OpsError};
 
 /// A part of an input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,16 +160,14 @@ impl ContentHash {
 #[async_trait]
 impl ContentKey<Build> for ContentHash {
     async fn content_key(&self, cx: &OpContext<Build>, input: &Output) -> Result<Digest, OpError> {
-        let local = localize(&self.env, cx, &self.vertices, self.input, input).await?;
-        let all = [Selector::default()];
-        let selectors = match self.selectors.as_slice() {
-            [] => all.as_slice(),
-            selectors => selectors,
-        };
-        let digests =
-            try_join_all(selectors.iter().map(|s| self.checksum(local.as_ref(), s))).await?;
-        let texts: Vec<_> = digests.iter().map(Digest::as_ref).collect();
-        Ok(digest_of(texts.join("\0").as_bytes()))
+        let key = self.key(cx, input).await;
+        Ok(key.map_err(|source| {
+            OpsError::Content(Box::new(ContentError {
+                index: self.input,
+                input: input.clone(),
+                source,
+            }))
+        })?)
     }
 
     async fn files(&self, _: &OpContext<Build>, input: &Output) -> Option<FileList> {
@@ -185,6 +183,21 @@ impl ContentKey<Build> for ContentHash {
             most /= 4;
         }
         None
+    }
+}
+
+impl ContentHash {
+    async fn key(&self, cx: &OpContext<Build>, input: &Output) -> Result<Digest, OpsError> {
+        let local = localize(&self.env, cx, &self.vertices, self.input, input).await?;
+        let all = [Selector::default()];
+        let selectors = match self.selectors.as_slice() {
+            [] => all.as_slice(),
+            selectors => selectors,
+        };
+        let digests =
+            try_join_all(selectors.iter().map(|s| self.checksum(local.as_ref(), s))).await?;
+        let texts: Vec<_> = digests.iter().map(Digest::as_ref).collect();
+        Ok(digest_of(texts.join("\0").as_bytes()))
     }
 }
 

@@ -28,6 +28,8 @@ pub enum OpsError {
         args: String,
         /// Why it was not.
         source: Box<ExecError>,
+        /// The files that it would have had.
+        files: Box<FailedFiles>,
     },
     /// An action on files failed.
     #[error(transparent)]
@@ -58,6 +60,9 @@ pub enum OpsError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The key of an input's content could not be had.
+    #[error(transparent)]
+    Content(Box<ContentError>),
     /// The operation asks for what there is not.
     #[error("{0}")]
     Invalid(String),
@@ -103,14 +108,37 @@ impl OpsError {
     }
 }
 
-/// The states that a process which failed had mounted, to be looked at: one for each mount of
-/// the step, `None` for what is no state. They are held as long as the error is.
+/// The states that a step which failed had, to be looked at; `None` for what is no state. They
+/// are held as long as the error is.
 #[derive(Clone, Debug, Default)]
 pub struct FailedFiles {
-    /// As they were before.
+    /// As they were before: one for each mount of a process, or for each input of a file
+    /// operation.
     pub inputs: Vec<Option<ImmutableRef>>,
-    /// As the process left them.
+    /// As they were left: one for each mount of a process, or for each action of a file operation.
     pub mounts: Vec<Option<ImmutableRef>>,
+}
+
+/// The key of an input's content could not be had. Reads as what happened.
+#[derive(Debug)]
+pub struct ContentError {
+    /// Which input of the operation.
+    pub index: usize,
+    /// The input, held as long as the error is.
+    pub input: Option<ImmutableRef>,
+    pub(crate) source: OpsError,
+}
+
+impl std::fmt::Display for ContentError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl std::error::Error for ContentError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.source()
+    }
 }
 
 /// A process ended with a code that is not wanted.
@@ -142,4 +170,6 @@ pub struct FileActionError {
     pub index: usize,
     /// What happened, in BuildKit's words.
     pub message: String,
+    /// The files that the operation had.
+    pub files: Box<FailedFiles>,
 }

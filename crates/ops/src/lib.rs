@@ -36,6 +36,6 @@ mod tests;
 
 pub use content::Selector;
 pub use env::{Build, Env, JobContext, Output};
-pub use error::{ExecFailure, FailedFiles, FileActionError, OpsError};
+pub use error::{ContentError, ExecFailure, FailedFiles, FileActionError, OpsError};
 pub use exec::secret_variables;
 pub use graph::{Vertices, forget_caches, vertices};

@@ -299,12 +299,16 @@ impl Bench {
         let Some(output) = output else {
             return Ok(BTreeMap::new());
         };
+        Ok(self.read(&output).await)
+    }
+
+    async fn read(&self, state: &cooper_cache::ImmutableRef) -> BTreeMap<String, String> {
         let progress = cooper_progress::VertexProgress::discard();
-        let local = self.env.localize(&output, &Group::none(), &progress).await;
+        let local = self.env.localize(state, &Group::none(), &progress).await;
         let dir = local.unwrap().mount().await.unwrap();
         let mut found = BTreeMap::new();
         read(dir.path(), dir.path(), &mut found);
-        Ok(found)
+        found
     }
 
     fn logs(&self) -> String {
@@ -534,6 +538,12 @@ async fn actions_build_upon_each_other_and_share_states() {
         panic!("{source:?}");
     };
     assert_eq!(failure.index, 1);
+    // Both are there to be looked at: what was there before, and how far it came.
+    assert!(failure.files.inputs.is_empty());
+    let [None, Some(left)] = &failure.files.mounts[..] else {
+        panic!("{:?}", failure.files);
+    };
+    assert_eq!(bench.read(left).await, files(&[("one", "1")]));
 }
 
 #[tokio::test]

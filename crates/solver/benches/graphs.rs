@@ -3,14 +3,14 @@
 //! memory that each takes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use cooper_progress::Discard;
 use cooper_solver::{
-    CacheDep, CacheMap, Digest, Domain, Edge, Op, OpContext, OpError, Solver, SolverConfig, Vertex,
-    VertexOptions,
+    CacheDep, CacheMap, Digest, Domain, Edge, MemoryKeyStore, MemoryResults, Op, OpContext,
+    OpError, Solver, SolverConfig, Vertex, VertexOptions,
 };
 use criterion::{BenchmarkId, Criterion, Throughput};
 use peak_alloc::PeakAlloc;
@@ -118,23 +118,34 @@ fn processor_time() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// A new solver, and what is gone when all of it is: its task ends while nobody waits for it.
+fn new(tokio: &Runtime) -> (Solver<Numbers>, Weak<MemoryKeyStore>) {
+    let keys = Arc::new(MemoryKeyStore::default());
+    let gone = Arc::downgrade(&keys);
+    let config = SolverConfig {
+        keys,
+        results: Arc::new(MemoryResults::default()),
+    };
+    (tokio.block_on(async { Solver::new(config) }), gone)
+}
+
 /// Prints what a vertex takes at most while it is built and what its keys take afterwards, and
 /// the processor time of both threads for it, which others on the machine lengthen less than they
 /// do the time that passes.
 fn costs(tokio: &Runtime, name: &str, shape: fn(usize) -> Graph) {
     for size in SIZES {
         let graph = shape(size);
-        let new = || tokio.block_on(async { Solver::new(SolverConfig::in_memory()) });
         for cached in [false, true] {
-            let kept = new();
+            let (kept, _) = new(tokio);
             tokio.block_on(build(&kept, &graph));
             let rounds = 200_000 / size;
             let mut used = Duration::ZERO;
             let (mut peak, mut stays) = (0, 0);
             for _ in 0..rounds {
-                let solver = if cached { kept.clone() } else { new() };
-                // What was dropped before is gone.
-                std::thread::sleep(Duration::from_millis(5));
+                let (solver, gone) = match cached {
+                    true => (kept.clone(), Weak::new()),
+                    false => new(tokio),
+                };
                 let (before, begun) = (MEMORY.current_usage(), processor_time());
                 MEMORY.reset_peak_usage();
                 tokio.block_on(build(&solver, &graph));
@@ -142,8 +153,10 @@ fn costs(tokio: &Runtime, name: &str, shape: fn(usize) -> Graph) {
                 peak = MEMORY.peak_usage().saturating_sub(before) / size;
                 stays = MEMORY.current_usage().saturating_sub(before) / size;
                 drop(solver);
-                // Its task ends, and what it had goes.
-                std::thread::sleep(Duration::from_micros(size as u64 * 2));
+                while gone.strong_count() > 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
             let state = if cached { "cached" } else { "uncached" };
             let micros = used.as_secs_f64() * 1e6 / (rounds * size) as f64;

@@ -182,7 +182,8 @@ impl<D: Domain> Driver<D> {
             },
             Message::CancelRequest { request } => {
                 self.replies.remove(&request);
-                self.core.cancel_request(request);
+                let commands = self.core.cancel_request(request);
+                self.carry_out(commands);
             }
             Message::Load { reply } => {
                 let _ = reply.send((self.vertices.len(), self.handles.len()));
@@ -252,6 +253,11 @@ impl<D: Domain> Driver<D> {
                         handle.abort();
                     }
                     self.mapping.remove(&task);
+                }
+                Command::GivenUp { vertex } => {
+                    if let Some(entry) = self.vertices.get(&vertex) {
+                        entry.shared.given_up();
+                    }
                 }
                 Command::Open { task, cache } => self.open(task, cache),
                 Command::Close { cache } => {

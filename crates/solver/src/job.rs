@@ -154,7 +154,8 @@ impl<D: Domain> Job<D> {
     /// asked for again.
     ///
     /// # Cancel safety
-    /// Dropping the future stops waiting; what was begun goes on as long as the job.
+    /// Dropping the future gives up what was begun and nobody else waits for; whatever is complete
+    /// by then stays as long as the job.
     pub async fn build(
         &self,
         vertices: Vec<Arc<Vertex<D>>>,
@@ -170,7 +171,8 @@ impl<D: Domain> Job<D> {
     /// As [`build`](Self::build). A cache that cannot be opened is none.
     ///
     /// # Cancel safety
-    /// Dropping the future stops waiting; what was begun goes on as long as the job.
+    /// Dropping the future gives up what was begun and nobody else waits for; whatever is complete
+    /// by then stays as long as the job.
     pub async fn build_with(
         &self,
         vertices: Vec<Arc<Vertex<D>>>,

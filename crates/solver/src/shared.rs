@@ -34,7 +34,14 @@ struct Shown {
     error: String,
 }
 
+/// How users of BuildKit see a vertex end that was given up.
+const CANCELLED: &str = "context canceled";
+
 impl Shown {
+    fn is_at_work(&self) -> bool {
+        self.started.is_some() && self.completed.is_none()
+    }
+
     fn event<D: Domain>(&self, vertex: &Vertex<D>) -> Event {
         let mut seen = HashSet::with_capacity(vertex.inputs.len());
         let inputs = vertex.inputs.iter().map(|input| &input.vertex);
@@ -166,11 +173,19 @@ impl<D: Domain> Shared<D> {
             return;
         };
         let member = state.members.swap_remove(place);
-        if state.shown.started.is_some() && state.shown.completed.is_none() {
+        if state.shown.is_at_work() {
             let mut shown = state.shown.clone();
             shown.completed = Some(SystemTime::now());
-            shown.error = "context canceled".into();
+            shown.error = CANCELLED.into();
             member.sink.emit(shown.event(&self.vertex));
+        }
+    }
+
+    /// Nobody waits for it any more: who sees it at work sees it end.
+    pub(crate) fn given_up(&self) {
+        let at_work = self.lock().shown.is_at_work();
+        if at_work {
+            self.completed(Some(CANCELLED.to_owned()));
         }
     }
 

@@ -176,26 +176,114 @@ async fn branches_that_meet_one_by_one_are_built_at_the_same_time() {
     assert_eq!(built.unwrap(), "waited first waited both");
 }
 
-#[tokio::test]
-async fn a_job_that_ends_takes_its_execution_with_it() {
-    let (solver, stage) = (solver(), Arc::new(Stage::default()));
-    let graph = [vertex('a', Act::Wait(stage.clone()), &[])];
-    let job = solver.job("only", Arc::new(Discard));
-    {
-        let waiting = build(&job, &graph);
-        tokio::pin!(waiting);
-        assert!(is_pending(&mut waiting).await, "it waits");
-    }
-    assert_eq!(stage.dropped.load(Ordering::SeqCst), 0, "the job goes on");
-    drop(job);
+/// Waits until an operation of the stage was dropped so often.
+async fn given_up(stage: &Stage, times: usize) {
     let gone = async {
-        while stage.dropped.load(Ordering::SeqCst) == 0 || solver.load().await != (0, 0) {
+        while stage.dropped.load(Ordering::SeqCst) < times {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(5), gone)
         .await
-        .expect("what only the job needed is given up");
+        .expect("what nobody needs is given up");
+}
+
+#[tokio::test]
+async fn a_job_that_ends_takes_its_execution_with_it() {
+    let (solver, stage) = (solver(), Arc::new(Stage::default()));
+    let graph = [vertex('a', Act::Wait(stage.clone()), &[])];
+    let job = solver.job("only", Arc::new(Discard));
+    let building = tokio::spawn(async move { build(&job, &graph).await });
+    stage.entered.notified().await;
+    building.abort();
+    given_up(&stage, 1).await;
+    while solver.load().await != (0, 0) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How a vertex was last seen.
+fn last_seen(sink: &Collect, name: &str) -> cooper_progress::Vertex {
+    let seen = sink.take().into_iter().filter_map(|event| match event {
+        Event::Vertex(vertex) if vertex.name == name => Some(vertex),
+        _ => None,
+    });
+    seen.last().unwrap()
+}
+
+/// A job goes on that brought the same vertex and asked for something else: it sees that the
+/// vertex was given up, and may still have it built.
+#[tokio::test]
+async fn what_is_only_listed_by_another_job_is_given_up() {
+    let (solver, stage) = (solver(), Arc::new(Stage::default()));
+    let waits = vertex('a', Act::Wait(stage.clone()), &[]);
+    let other = vertex('b', Act::Say("other"), &[]);
+    let seen = Arc::new(Collect::default());
+    let lists = solver.job("lists", seen.clone());
+    let both = [waits.clone(), other];
+    assert_eq!(build(&lists, &both).await.unwrap(), "other");
+    let asks = solver.job("asks", Arc::new(Discard));
+    let graph = [waits.clone()];
+    let asking = tokio::spawn(async move { build(&asks, &graph).await });
+    stage.entered.notified().await;
+    asking.abort();
+    given_up(&stage, 1).await;
+    assert_eq!(solver.load().await, (2, 0), "listed still");
+    assert_eq!(last_seen(&seen, "a").error, "context canceled");
+    stage.go.notify_one();
+    assert_eq!(build(&lists, &[waits]).await.unwrap(), "waited");
+    let vertex = last_seen(&seen, "a");
+    assert!(vertex.completed.is_some() && vertex.error.is_empty());
+    assert_eq!(stage.begun.load(Ordering::SeqCst), 2);
+}
+
+/// A request of several of one job: what the others need goes on.
+#[tokio::test]
+async fn a_request_that_is_dropped_takes_only_what_it_alone_needs() {
+    let (solver, alone, shared) = (solver(), Arc::<Stage>::default(), Arc::<Stage>::default());
+    let both = vertex('a', Act::Wait(shared.clone()), &[]);
+    let one = vertex('b', Act::Wait(alone.clone()), &[]);
+    let first = [
+        both.clone(),
+        one.clone(),
+        vertex('c', Act::Say("first"), &[&both, &one]),
+    ];
+    let second = [both.clone(), vertex('d', Act::Say("second"), &[&both])];
+    let job = solver.job("only", Arc::new(Discard));
+    let stays = build(&job, &second);
+    tokio::pin!(stays);
+    {
+        let goes = build(&job, &first);
+        tokio::pin!(goes);
+        assert!(is_pending(&mut goes).await && is_pending(&mut stays).await);
+    }
+    given_up(&alone, 1).await;
+    assert_eq!(shared.dropped.load(Ordering::SeqCst), 0);
+    shared.go.notify_one();
+    assert_eq!(stays.await.unwrap(), "waited second");
+    // Asked for again it is begun again, and the rest is there.
+    alone.go.notify_one();
+    assert_eq!(build(&job, &first).await.unwrap(), "waited waited first");
+    assert_eq!(alone.begun.load(Ordering::SeqCst), 2);
+    assert_eq!(shared.begun.load(Ordering::SeqCst), 1);
+}
+
+/// One of two inputs fails: the other one is not carried out for nothing, although another job
+/// that failed too keeps the vertices.
+#[tokio::test]
+async fn a_failure_gives_up_what_was_begun_beside_it() {
+    let (solver, stage) = (solver(), Arc::new(Stage::default()));
+    let waits = vertex('a', Act::Wait(stage.clone()), &[]);
+    let fails = vertex('b', Act::Fail, &[]);
+    let top = vertex('c', Act::Say("top"), &[&waits, &fails]);
+    let job = solver.job("only", Arc::new(Discard));
+    let error = build(&job, &[waits.clone(), fails, top]).await.unwrap_err();
+    assert_eq!(error.to_string(), "no luck");
+    let begun = stage.begun.load(Ordering::SeqCst);
+    given_up(&stage, begun).await;
+    assert_eq!(solver.load().await, (3, 0));
+    stage.go.notify_one();
+    assert_eq!(build(&job, &[waits]).await.unwrap(), "waited");
 }
 
 #[tokio::test]

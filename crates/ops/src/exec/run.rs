@@ -77,17 +77,22 @@ impl ExecOp {
         let process = self.process(&sessions, cx.progress()).await?;
 
         let args = &self.meta().args;
-        let start = |source| OpsError::Start {
+        let failed = |source, files| OpsError::Start {
             args: args.join(" "),
             source: Box::new(source),
+            files: Box::new(files),
         };
-        let running = self
+        let start = |source| failed(source, FailedFiles::default());
+        let started = self
             .env
             .executor
             .start(container, process)
             .instrument(debug_span!("start"))
-            .await
-            .map_err(start)?;
+            .await;
+        let running = match started {
+            Ok(running) => running,
+            Err(source) => return Err(failed(source, self.failed_files(&inputs, prepared).await)),
+        };
         let exit = tokio::select! {
             exit = running.wait().instrument(debug_span!("run")) => exit.map_err(start)?,
             outgrown = prepared.outgrown() => {

@@ -15,7 +15,7 @@ use super::paths::{Failure, reason};
 use super::plan::{Plan, plan};
 use super::{FileOp, owner as owners};
 use crate::env::{Build, Output, localize, sessions};
-use crate::{FileActionError, OpsError};
+use crate::{FailedFiles, FileActionError, OpsError};
 
 /// A state on the way.
 enum State {
@@ -180,11 +180,38 @@ impl Work<'_> {
         };
         // That tells more than how the action failed for it.
         written.check().await?;
-        done.map_err(|message| FileActionError {
-            index: place,
+        match done {
+            Ok(()) => Ok(target),
+            Err(message) => Err(self.failed(place, message, target).await.into()),
+        }
+    }
+
+    /// What the operation took, and what the action left of what it worked on. That it failed is
+    /// what matters: what cannot be kept is left out.
+    async fn failed(&self, index: usize, message: Failure, target: MutableRef) -> FileActionError {
+        let inputs = self.inputs.iter();
+        let mut files = FailedFiles {
+            inputs: inputs.map(|input| input.as_deref().cloned()).collect(),
+            mounts: vec![None; self.states.len()],
+        };
+        // A state of the same operation that it read, too.
+        let read = self.op.op.actions[index].secondary_input;
+        let read = usize::try_from(read).ok();
+        let read = read.and_then(|read| read.checked_sub(self.inputs.len()));
+        if let Some(read) = read
+            && let Some(Some(State::Done(done, _))) = self.states.get(read)
+        {
+            files.mounts[read] = Some(done.clone());
+        }
+        match target.commit().await {
+            Ok(left) => files.mounts[index] = Some(left),
+            Err(error) => tracing::warn!(%error, "the files of a failed action were not kept"),
+        }
+        FileActionError {
+            index,
             message,
-        })?;
-        Ok(target)
+            files: Box::new(files),
+        }
     }
 }
 

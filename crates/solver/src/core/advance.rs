@@ -78,7 +78,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let edge = self.edge(id);
         let vertex = edge.vertex;
         let want = if settled { edge.keys_wanted } else { edge.want };
-        if edge.stage >= Stage::Slow {
+        if edge.stage >= Stage::Slow && want >= Want::Slow {
             self.look_at_changed(id);
         }
         match self.edge(id).stage {
@@ -138,6 +138,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 if self.give_up(id) {
                     return true;
                 }
+                if want < Want::Slow {
+                    return false;
+                }
                 if !self.contents_known(id, true) {
                     return self.is_doomed(id);
                 }
@@ -148,6 +151,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
             Stage::Content => {
                 if self.give_up(id) {
                     return true;
+                }
+                if want < Want::Slow {
+                    return false;
                 }
                 if !self.contents_known(id, false) {
                     return self.is_doomed(id);
@@ -283,7 +289,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     /// `id` takes what `other`, which has one of its keys, gives.
     fn begin_to_follow(&mut self, id: EdgeId, other: EdgeId) {
         self.edge_mut(id).follows = Some(other);
-        self.edge_mut(other).followers.push(id);
+        self.edge_mut(other).rare.make().followers.push(id);
         // It is needed by all who need this one.
         let target = self.edge(other).vertex;
         let source = self.edge(id).vertex;
@@ -366,14 +372,15 @@ impl<O: Clone, E: Clone> Core<O, E> {
         edge.follows = None;
         edge.changed = Vec::new();
         edge.records = Vec::new();
-        if edge.stage > Stage::Fast {
-            edge.own = Vec::new();
-        }
+        let own = match edge.stage > Stage::Fast {
+            true => std::mem::take(&mut edge.own),
+            false => edge.own.clone(),
+        };
         let kept = edge.kept.clone().filter(|_| keep);
         if let Some(kept) = kept {
             self.edge_mut(id).made = true;
             self.count_made(&kept);
-            self.keep(id, &kept);
+            self.keep(id, &kept, &own);
         }
         self.notify(id);
         self.finish(id);
@@ -392,7 +399,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
     }
 
     fn finish(&mut self, id: EdgeId) {
-        for follower in std::mem::take(&mut self.edge_mut(id).followers) {
+        let rare = self.edge_mut(id).rare.made();
+        let followers = rare.map(|rare| std::mem::take(&mut rare.followers));
+        for follower in followers.into_iter().flatten() {
             self.enqueue(follower);
         }
         self.answer(id);
@@ -420,12 +429,18 @@ impl<O: Clone, E: Clone> Core<O, E> {
             (None, Some(error)) => Err(error.clone()),
             (None, None) => return,
         };
-        for request in std::mem::take(&mut edge.requests) {
+        let rare = edge.rare.made();
+        let requests = rare.map(|rare| std::mem::take(&mut rare.requests));
+        let requests = requests.unwrap_or_default();
+        // What else was begun for one that fails is of no use.
+        self.released |= result.is_err() && !requests.is_empty();
+        for request in requests {
             if let Some((job, _)) = self.requests.remove(&request)
                 && let Some(job) = self.jobs.get_mut(&job)
             {
                 job.requests.remove(&request);
             }
+            self.released |= self.requests.is_empty();
             self.commands.push(Command::Reply {
                 request,
                 result: result.clone(),

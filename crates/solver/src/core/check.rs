@@ -14,7 +14,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let state = self.describe();
         debug_assert!(false, "somebody waits and nothing runs: {state}");
         for (request, (job, edge)) in std::mem::take(&mut self.requests) {
-            self.edge_mut(edge).requests.retain(|id| *id != request);
+            self.unask(edge, request);
             if let Some(job) = self.jobs.get_mut(&job) {
                 job.requests.remove(&request);
             }
@@ -54,7 +54,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 edge.contents,
                 vertex.map(|vertex| &vertex.content),
                 vertex.map_or(0, |vertex| vertex.maps.len()),
-                edge.requests,
+                edge.rare.get().requests,
             );
             text.push_str(&line);
         }
@@ -111,6 +111,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
             }
             failures += usize::from(vertex.error.is_some());
         }
+        if self.requests.is_empty() {
+            assert!(self.tasks.is_empty(), "nobody waits, and nothing runs");
+        }
         for (id, task) in &self.tasks {
             let there = match task {
                 Task::CacheMap(vertex) | Task::ContentKey(vertex, _) | Task::Execute(vertex) => {
@@ -137,7 +140,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let pending: usize = self.pending.values().map(Vec::len).sum();
         assert_eq!(links, pending);
         for (request, (job, edge)) in &self.requests {
-            assert!(self.edges[edge].requests.contains(request));
+            assert!(self.edges[edge].rare.get().requests.contains(request));
             assert!(self.jobs[job].requests.contains(request));
             let edge = &self.edges[edge];
             let open = edge.result.is_none() && edge.error.is_none();

@@ -65,12 +65,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         if !by_content || (known && !self.leads_anywhere(id, place, true)) {
             self.edge_mut(id).hopeless = true;
-        } else if !known && !self.edge(id).deps[place].needed {
+        } else if !known {
             // Nothing but its content can lead to a result: it is not made to wait for the
             // other inputs, so that independent branches are built at the same time.
             let edge = self.edge_mut(id);
-            edge.deps[place].needed = true;
-            edge.needed += 1;
+            if !std::mem::replace(&mut edge.deps[place].needed, true) {
+                edge.needed += 1;
+            }
             self.ask_content(id, place);
         }
         self.look_at_content(id, place);

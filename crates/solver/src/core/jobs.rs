@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     CacheId, CacheState, Command, Content, Core, Dep, EdgeId, EdgeState, Exec, LEVELS, RequestId,
-    Spec, Stage, VertexId, VertexState, Want, insert, push,
+    Seldom, Spec, Stage, VertexId, VertexState, Want, insert, push,
 };
 use crate::shared::JobId;
 
@@ -90,19 +90,31 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let edge = self.edge_of(vertex, index);
         self.requests.insert(request, (job, edge));
         self.jobs.entry(job).or_default().requests.insert(request);
-        self.edge_mut(edge).requests.push(request);
+        self.edge_mut(edge).rare.make().requests.push(request);
         self.want(edge, Want::Complete);
         self.enqueue(edge);
         self.settle()
     }
 
-    /// A request is not waited for any more. What it began goes on for the job.
-    pub(crate) fn cancel_request(&mut self, request: RequestId) {
+    /// A request is not waited for any more. What only it needed is given up.
+    pub(crate) fn cancel_request(&mut self, request: RequestId) -> Vec<Command<O, E>> {
+        self.forget_request(request);
+        self.settle()
+    }
+
+    fn forget_request(&mut self, request: RequestId) {
+        self.released = true;
         if let Some((job, edge)) = self.requests.remove(&request) {
-            self.edge_mut(edge).requests.retain(|id| *id != request);
+            self.unask(edge, request);
             if let Some(job) = self.jobs.get_mut(&job) {
                 job.requests.remove(&request);
             }
+        }
+    }
+
+    pub(super) fn unask(&mut self, edge: EdgeId, request: RequestId) {
+        if let Some(rare) = self.edge_mut(edge).rare.made() {
+            rare.requests.retain(|id| *id != request);
         }
     }
 
@@ -110,7 +122,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(crate) fn end_job(&mut self, job: JobId) -> Vec<Command<O, E>> {
         let mut state = self.jobs.remove(&job).unwrap_or_default();
         for request in state.requests {
-            self.cancel_request(request);
+            self.forget_request(request);
         }
         // Those who take inputs come after their inputs: they go first.
         state.vertices.sort_unstable();
@@ -269,17 +281,15 @@ impl<O: Clone, E: Clone> Core<O, E> {
             weight: 0,
             own: Vec::new(),
             records: Vec::new(),
-            tried: Vec::new(),
             loading: None,
             follows: None,
-            followers: Vec::new(),
             result: None,
             kept: None,
             made: false,
             error: None,
             dependents: Vec::new(),
             gone: 0,
-            requests: Vec::new(),
+            rare: Seldom::default(),
         };
         self.edges.insert(id, Box::new(state));
         let edges = &mut self.vertex_mut(vertex).edges;

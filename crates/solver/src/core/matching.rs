@@ -203,20 +203,23 @@ impl<O: Clone, E: Clone> Core<O, E> {
         for (key, found) in found {
             self.add_key(id, key, &found);
         }
-        let own = &mut self.edge_mut(id).own[map];
-        *own = own.take().or(here);
+        if !self.built_anew(id) {
+            let own = &mut self.edge_mut(id).own[map];
+            *own = own.take().or(here);
+        }
         steps
     }
 
     /// Makes all keys of the inputs lead to one of the edge's keys, a new one if none was found
     /// here, so that other edges find it that share some of them. Not so when a result was
-    /// `found`.
+    /// `found`. What is built anew has one that follows from all of them: were they made to lead to
+    /// one that has an older result, others would find that earlier than without it.
     fn make_own(&mut self, id: EdgeId, map: usize, steps: Vec<Step>, found: bool) {
         if steps.is_empty() {
             return;
         }
         let own = self.edge(id).own[map].clone();
-        let own = own.unwrap_or_else(|| {
+        let own = own.filter(|_| !self.built_anew(id)).unwrap_or_else(|| {
             let own = KeyId::derived(steps.iter().map(|step| (&step.from, &step.link)));
             let mut counts = vec![false; self.edge(id).deps.len()];
             for step in steps.iter().filter(|step| step.valid) {

@@ -30,6 +30,7 @@ mod caches;
 mod check;
 mod compact;
 mod content;
+mod demand;
 mod jobs;
 mod matching;
 mod notes;
@@ -42,9 +43,9 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
-use sha2::Digest as _;
 
-pub(crate) use compact::{ByNumber, insert, push};
+use compact::Seldom;
+pub(crate) use compact::{ByNumber, Name, insert, push};
 
 use crate::caches::CacheKeys;
 use crate::explain::Draft;
@@ -103,6 +104,8 @@ pub(crate) enum Command<O, E> {
     Open { task: TaskId, cache: CacheId },
     /// Nobody needs the task any more. A later end of it is ignored.
     Abort { task: TaskId },
+    /// What users saw begin at the vertex does not end: nobody needs it.
+    GivenUp { vertex: VertexId },
     /// A request is answered.
     Reply {
         request: RequestId,
@@ -161,22 +164,6 @@ pub(crate) struct MapInfo {
     /// For each input: its selector, and whether its content gives a key.
     pub(crate) deps: Vec<(Option<Digest>, bool)>,
     pub(crate) last: bool,
-}
-
-/// What a vertex is called: short, and different for different digests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Name(u128);
-
-impl Name {
-    /// The first half of the digest's own hash: nobody finds another digest with the same.
-    pub(crate) fn of(digest: &str) -> Self {
-        let hash = sha2::Sha256::digest(digest.as_bytes());
-        let (half, _) = hash.split_at(16);
-        Self(
-            half.iter()
-                .fold(0, |name, byte| name << 8 | u128::from(*byte)),
-        )
-    }
 }
 
 /// What the core is told about a vertex.
@@ -256,12 +243,9 @@ struct EdgeState<O, E> {
     own: Vec<Option<KeyId>>,
     /// Results that were found and not tried, the best last.
     records: Vec<Record>,
-    /// Those that turned out to be gone.
-    tried: Vec<(Option<CacheId>, Arc<str>)>,
     loading: Option<TaskId>,
     /// The edge whose result it takes.
     follows: Option<EdgeId>,
-    followers: Vec<EdgeId>,
     result: Option<O>,
     /// The name under which the result is kept.
     kept: Option<CacheResult>,
@@ -272,7 +256,7 @@ struct EdgeState<O, E> {
     dependents: Vec<(EdgeId, u32)>,
     /// How many of those are gone.
     gone: usize,
-    requests: Vec<RequestId>,
+    rare: Seldom,
 }
 
 /// A key of an edge.
@@ -384,6 +368,8 @@ pub(crate) struct Core<O, E> {
     next: u64,
     /// How many vertices and edges have failed and were not forgiven.
     failures: usize,
+    /// Something may be needed less than before.
+    released: bool,
     errors: Errors<E>,
     /// What the vertex is made of that was carried out just now: kept with its keys, and not
     /// held any longer.
@@ -418,6 +404,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             commands: Vec::new(),
             next: 1,
             failures: 0,
+            released: false,
             errors,
             draft: None,
         }
@@ -487,11 +474,17 @@ impl<O: Clone, E: Clone> Core<O, E> {
 
     /// Does all that can be done now, and returns what the driver has to do.
     fn settle(&mut self) -> Vec<Command<O, E>> {
-        while let Some(id) = self.queue.pop_front() {
-            // One that was forgotten meanwhile is not there.
-            if let Some(edge) = self.edges.get_mut(&id) {
-                edge.queued = false;
-                self.advance(id);
+        loop {
+            while let Some(id) = self.queue.pop_front() {
+                // One that was forgotten meanwhile is not there.
+                if let Some(edge) = self.edges.get_mut(&id) {
+                    edge.queued = false;
+                    self.advance(id);
+                }
+            }
+            self.give_up_unneeded();
+            if self.queue.is_empty() {
+                break;
             }
         }
         self.release_stuck();

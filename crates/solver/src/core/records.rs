@@ -35,7 +35,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         let edge = self.edge_mut(id);
         for (cache, rank, result) in found {
-            let tried = edge.tried.iter();
+            let tried = edge.rare.get().tried.iter();
             let tried = tried.map(|(cache, id)| (*cache, id));
             let known = edge
                 .records
@@ -67,7 +67,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         if let Some(record) = edge.records.pop() {
             let (cache, result) = (record.cache, record.result.id.clone());
-            edge.tried.push((cache, result.clone()));
+            edge.rare.make().tried.push((cache, result.clone()));
             let vertex = edge.vertex;
             let work = Work::Load { cache, result };
             let task = self.start(vertex, Task::Load(id, Box::new(record)), work);
@@ -117,8 +117,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
         self.commands.extend(shown);
     }
 
-    /// Keeps a result under all keys of the edge, with the links that lead to them.
-    pub(super) fn keep(&mut self, id: EdgeId, result: &CacheResult) {
+    /// Keeps a result under all keys of the edge, with the links that lead to them; where it was
+    /// built anew all keys of its inputs lead to its `own` keys alone.
+    pub(super) fn keep(&mut self, id: EdgeId, result: &CacheResult, own: &[Option<KeyId>]) {
         let edge = self.edge(id);
         let mut steps = Vec::new();
         for map in 0..self.vertex(edge.vertex).maps.len() {
@@ -140,11 +141,16 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
         let noted = self.noted(id);
         let ids: Vec<_> = self.edge(id).ids.iter().map(|key| key.id.clone()).collect();
+        let anew = self.built_anew(id);
         for key in ids {
             if !foreign(self, &key) {
+                let links = match anew && !own.iter().flatten().any(|own| *own == key) {
+                    true => self.links_to(&key),
+                    false => links.clone(),
+                };
                 self.keys.add(KeyEntry {
                     id: key.clone(),
-                    links: links.clone(),
+                    links,
                     result: result.clone(),
                     noted: noted.clone(),
                 });
@@ -159,20 +165,26 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let mut open = vec![key];
         let mut seen = HashSet::new();
         while let Some(key) = open.pop() {
-            let Some(known) = self.known.get(&key) else {
-                continue;
-            };
-            if known.links.is_empty() || !seen.insert(key.clone()) {
+            let known = self.known.get(&key);
+            let bare = known.is_none_or(|known| known.links.is_empty());
+            if bare || !seen.insert(key.clone()) {
                 continue;
             }
-            let mut links = known.links.clone();
-            links.retain(|(from, _)| !self.known.get(from).is_some_and(|known| known.foreign));
+            let links = self.links_to(&key);
             open.extend(links.iter().map(|(from, _)| from.clone()));
             self.forget_kept(&key);
             if !links.is_empty() {
                 self.keys.connect(&key, links);
             }
         }
+    }
+
+    /// What leads to a key and is not kept, but for what comes from keys that mean nothing here.
+    fn links_to(&self, key: &KeyId) -> Vec<(KeyId, Link)> {
+        let foreign = |key: &KeyId| self.known.get(key).is_some_and(|known| known.foreign);
+        let links = self.known.get(key).into_iter();
+        let links = links.flat_map(|known| &known.links);
+        links.filter(|(from, _)| !foreign(from)).cloned().collect()
     }
 
     /// A result was made that is kept as `result`.

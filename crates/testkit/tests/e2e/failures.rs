@@ -1,14 +1,14 @@
 //! Steps that fail, and what a program is told of them so that it can look into them.
 
 use cooper_client::Solve;
-use cooper_llb::build::{Constraints, FileAction, State};
+use cooper_llb::build::{Constraints, FileAction, MountSpec, State};
 use cooper_proto::rpc;
 use cooper_proto::{gateway as api, pb};
 use prost::Message as _;
 use serde_json::Value;
 use tonic::Status;
 
-use crate::client::{Bench, Files, bind, mkfile, read_only, sh};
+use crate::client::{Bench, Files, bind, copy, mkfile, read_only, sh};
 use crate::client_frontend::{build, nothing};
 
 /// The details of an error, by their names.
@@ -132,7 +132,78 @@ fn err04_a_failed_action_on_files_is_named() {
         let solve = detail(&error, "errdefs.Solve");
         assert_eq!(solve["file"]["index"], "1", "{solve}");
         assert!(solve["op"]["file"]["actions"].is_array());
+        // One for each action: what the failed one worked on is there, as it left it.
+        assert!(solve.get("inputIDs").is_none());
+        let mounts = solve["mountIDs"].as_array().unwrap();
+        assert_eq!((mounts.len(), &mounts[0]), (2, &Value::from("")));
+        let image = gateway.solve(&bench.image(), false).await?;
+        let own = vec![at("/", &image.id.into()), at("/left", &mounts[1])];
+        gateway.container("after", own).await?;
+        let mut processes = gateway.processes().await;
+        let ended = processes.run("after", &["cat", "/left/a"]).await;
+        assert_eq!((ended.output.as_str(), ended.code), ("a", 0));
+        nothing()
+    })
+    .unwrap();
+    bench.end();
+}
+
+/// What it read, and what it worked on.
+#[test]
+fn sol15_what_a_failed_copy_read_can_be_looked_at() {
+    let bench = Bench::start();
+    build(&bench, Solve::default(), async |mut gateway| {
+        let read = State::scratch().files(vec![mkfile("/data", "read")]);
+        let copy = FileAction::Copy(Box::new(copy(&read, "/data", "/none/data")));
+        let state = State::scratch().files(vec![mkfile("/a", "a"), copy]);
+        let error = gateway.solve(&state, true).await.unwrap_err();
+        let solve = detail(&error, "errdefs.Solve");
+        let inputs = solve["inputIDs"].as_array().unwrap();
+        let mounts = solve["mountIDs"].as_array().unwrap();
+        assert_eq!((inputs.len(), mounts.len()), (1, 2), "{solve}");
+        let image = gateway.solve(&bench.image(), false).await?;
+        let own = vec![
+            at("/", &image.id.into()),
+            at("/read", &inputs[0]),
+            at("/left", &mounts[1]),
+        ];
+        gateway.container("after", own).await?;
+        let mut processes = gateway.processes().await;
+        let script = "cat /read/data /left/a";
+        let ended = processes.run("after", &["sh", "-c", script]).await;
+        assert_eq!((ended.output.as_str(), ended.code), ("reada", 0));
+        nothing()
+    })
+    .unwrap();
+    bench.end();
+}
+
+/// A part of an input that is not there: the input can be looked at.
+#[test]
+fn sol15_an_input_without_a_key_of_its_content_can_be_looked_at() {
+    let bench = Bench::start();
+    build(&bench, Solve::default(), async |mut gateway| {
+        let data = State::scratch().files(vec![mkfile("/data", "there")]);
+        let mut step = sh("true");
+        step.mounts.push(MountSpec {
+            selector: "/none".into(),
+            ..read_only("/src", &data)
+        });
+        let state = bench.image().run(step);
+        let error = gateway.solve(&state, true).await.unwrap_err();
+        assert!(error.message().contains("/none"), "{error}");
+        let solve = detail(&error, "errdefs.Solve");
+        assert!(solve["op"]["exec"].is_object());
+        assert!(solve["cache"].is_object(), "{solve}");
         assert!(solve.get("mountIDs").is_none());
+        let inputs = solve["inputIDs"].as_array().unwrap();
+        assert_eq!(inputs.len(), 1);
+        let image = gateway.solve(&bench.image(), false).await?;
+        let own = vec![at("/", &image.id.into()), at("/problem", &inputs[0])];
+        gateway.container("after", own).await?;
+        let mut processes = gateway.processes().await;
+        let ended = processes.run("after", &["cat", "/problem/data"]).await;
+        assert_eq!((ended.output.as_str(), ended.code), ("there", 0));
         nothing()
     })
     .unwrap();

@@ -286,11 +286,16 @@ impl World {
     }
 
     fn stop(&mut self, job: usize) {
+        let mut stopped = Vec::new();
         for (number, request) in &mut self.requests {
             if request.job == job && request.answer.is_none() && !request.stopped {
                 request.stopped = true;
-                self.core.cancel_request(*number);
+                stopped.push(*number);
             }
+        }
+        for number in stopped {
+            let commands = self.core.cancel_request(number);
+            self.take(commands);
         }
     }
 
@@ -318,6 +323,7 @@ impl World {
                     self.vertices.remove(&vertex).expect("it was there");
                 }
                 Command::Cached { vertex }
+                | Command::GivenUp { vertex }
                 | Command::Joined { vertex, .. }
                 | Command::Left { vertex, .. } => {
                     assert!(self.vertices.contains_key(&vertex));
