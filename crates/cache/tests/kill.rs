@@ -39,6 +39,7 @@ fn text(random: &mut Random) -> String {
 /// Makes and removes refs for ever.
 async fn child(root: &Path, seed: u64) {
     let cache = open(root).await;
+    std::io::stdout().write_all(b"open\n").unwrap();
     let mut running = Vec::new();
     for number in 0..3 {
         running.push(tokio::spawn(work(cache.clone(), Random(seed + number))));
@@ -230,14 +231,18 @@ fn a_killed_process_loses_no_record_and_leaves_none_by_half() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        if random.below(2) == 0 {
+            // Killed at work, however long the start takes; else it may be killed on the way.
+            let _ = output.find(|line| line.as_ref().is_ok_and(|line| line == "open"));
+        }
         let wait = Duration::from_millis(10 + random.below(150));
         let killer = std::thread::spawn(move || {
             std::thread::sleep(wait);
             child.kill().unwrap();
             child.wait().unwrap()
         });
-        for line in output.lines() {
+        for line in output {
             let line = line.unwrap();
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
