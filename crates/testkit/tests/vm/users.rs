@@ -4,7 +4,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cooper_client::{Client, ClientError, Solve};
 use cooper_llb::build::{Exec, Local, State};
@@ -18,6 +18,8 @@ use crate::systemd::{systemctl, waits};
 const UNIT: &str = "users-cooperd.service";
 const NAME: &str = "builder";
 const USER: u32 = 4321;
+/// How long a daemon may take to serve, in an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A daemon of the user's, as a service of systemd that has its groups for itself, or not.
 struct Daemon {
@@ -57,9 +59,12 @@ impl Daemon {
         start.arg(format!("--oci-worker-binary={runtime}"));
         run(start.arg("--debug")).success();
         let socket = dir.join("run/cooper/cooperd.sock");
-        wait_until("the user's daemon serves", Duration::from_secs(120), || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
+        let begin = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            let log = || systemctl(&["status", "--lines=50", UNIT]);
+            assert!(begin.elapsed() < PATIENCE, "no daemon: {}", log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let rt = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
