@@ -103,7 +103,8 @@ impl Gateway {
         }
         response.result = Some(answer);
         if let Some(attrs) = finals {
-            self.finish(Ok(with_exporter_attrs(result, &attrs)?));
+            // As with BuildKit, no mistake of a client that has said so before.
+            let _ = self.finish(Ok(with_exporter_attrs(result, &attrs)?));
         }
         Ok(response)
     }
@@ -216,7 +217,8 @@ impl Gateway {
         }
     }
 
-    /// Ends the client's part: its solve goes on with the result, or fails with the error.
+    /// Ends the client's part: its solve goes on with the result, or fails with the error. The
+    /// first call counts; another one is an error whether the solve has gone on yet or not.
     pub fn return_result(&self, request: api::ReturnRequest) -> Result<(), EngineError> {
         let outcome = match (request.error, request.result) {
             (Some(status), _) => Err(EngineError::Returned {
@@ -228,19 +230,20 @@ impl Gateway {
         if let Err(EngineError::Invalid(reason)) = &outcome {
             // The client is told, and so is its solve.
             let reason = reason.clone();
-            self.finish(outcome);
+            self.finish(outcome)?;
             return Err(EngineError::Invalid(reason));
         }
-        self.finish(outcome);
-        Ok(())
+        self.finish(outcome)
     }
 
-    fn finish(&self, outcome: Outcome) {
+    fn finish(&self, outcome: Outcome) -> Result<(), EngineError> {
         let mut sender = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = sender.take() {
-            // When the solve has ended nobody wants it.
-            let _ = sender.send(outcome);
-        }
+        let Some(sender) = sender.take() else {
+            return Err(EngineError::Invalid("result is already set".to_owned()));
+        };
+        // When the solve has ended nobody wants it.
+        let _ = sender.send(outcome);
+        Ok(())
     }
 
     fn result(&self, result: api::Result) -> Outcome {
