@@ -10,13 +10,12 @@ use cooper_content::{Blob, ContentError, Digest, Info};
 use cooper_engine::Engine;
 use cooper_proto::content::content_server::Content;
 use cooper_proto::content::{self as wire};
-use cooper_worker::Filter;
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::convert::timestamp;
+use crate::convert::{filters, timestamp};
 use crate::service::Answers;
 use crate::status;
 
@@ -125,11 +124,7 @@ impl Content for ContentService {
         &self,
         request: Request<wire::ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let filters = request.into_inner().filters;
-        let parse = |text: &String| {
-            Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
-        };
-        let filters = filters.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let filters = filters(&request.into_inner().filters)?;
         let found = self.store().walk().await;
         let found: Vec<_> = found
             .map_err(|error| failed(&error))?

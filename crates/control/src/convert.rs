@@ -5,10 +5,11 @@ use std::time::SystemTime;
 
 use cooper_progress::{Event, SourceRange};
 use cooper_proto::{control, pb, types};
-use cooper_worker::Worker;
+use cooper_worker::{Filter, Worker};
 use prost::Message as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tonic::Status;
 
 /// Logs in one message, in bytes (BuildKit's value).
 const MAX_LOGS: usize = 1 << 20;
@@ -47,6 +48,14 @@ fn gc_policy(policy: &cooper_worker::GcPolicy) -> types::GcPolicy {
         max_used_space: bytes(policy.max_used_space),
         min_free_space: bytes(policy.min_free_space),
     }
+}
+
+/// The filters of a request: one of them has to match, and none at all match everything.
+pub(crate) fn filters(texts: &[String]) -> Result<Vec<Filter>, Status> {
+    let parse = |text: &String| {
+        Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// Events as messages, each of a bounded size.

@@ -9,7 +9,6 @@ use cooper_engine::{CacheExport, Engine, ExporterRequest, SolveRequest};
 use cooper_frontend::CacheImport;
 use cooper_proto::control::control_server::Control;
 use cooper_proto::{control, types};
-use cooper_worker::Filter;
 use futures::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -154,11 +153,7 @@ impl Control for ControlService {
         &self,
         request: Request<control::ListWorkersRequest>,
     ) -> Result<Response<control::ListWorkersResponse>, Status> {
-        let filters = request.into_inner().filter;
-        let parse = |text: &String| {
-            Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
-        };
-        let filters = filters.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let filters = convert::filters(&request.into_inner().filter)?;
         let found = self.engine.workers().list(&filters);
         let version = self.version.to_wire();
         let record = found
