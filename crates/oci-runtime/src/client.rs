@@ -9,17 +9,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use cooper_sys::PidFd;
-use cooper_sys::mount::set_attributes;
 use cooper_sys::process::inherit_nothing;
 use oci_spec::runtime::{Process, Spec};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::helper::{ARGUMENT, asked, lend};
-use crate::mounts::clone_tree;
-use crate::options::READ_ONLY;
 use crate::request::{Reply, Request, check, check_process, namespaces};
+use crate::sealed::sealed;
 use crate::status::{self, Status};
 use crate::{Group, RuntimeError, wire};
 
@@ -126,14 +124,14 @@ impl Runtime {
     /// A runtime whose helper is the program at `path`, which begins with
     /// [`crate::enter_if_asked`].
     pub fn with_helper(path: impl Into<PathBuf>) -> Result<Self, RuntimeError> {
-        // What no kernel before 5.12 has, and nobody without privileges may. A file: in a user
-        // namespace a folder is not cloned without what is mounted below it.
-        let probe = || {
-            let tree = clone_tree(CWD, Path::new("/proc/self/exe"), false)?;
-            set_attributes(&tree, false, READ_ONLY)
-        };
-        probe().map_err(|_: io::Error| RuntimeError::Kernel {
-            call: "mount_setattr(2) for this user",
+        let program = path.into();
+        // What no kernel before 5.12 has, and nobody without privileges may.
+        sealed(&program).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => RuntimeError::Start { source },
+            _ => RuntimeError::Kernel {
+                call: "mount_setattr(2) for this user",
+                source,
+            },
         })?;
         let (starter, commands) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("oci-runtime".to_owned());
@@ -141,7 +139,7 @@ impl Runtime {
             .spawn(move || commands.into_iter().for_each(|command| command()))
             .map_err(|source| RuntimeError::Start { source })?;
         Ok(Self {
-            program: path.into(),
+            program,
             helper: Mutex::new(None),
             starter: Mutex::new(starter),
         })
@@ -369,11 +367,7 @@ fn answer(socket: &impl AsFd) -> Result<(Reply, Option<OwnedFd>), RuntimeError> 
 
 fn start(program: &Path) -> io::Result<Helper> {
     let (own, other) = pair().map_err(io::Error::other)?;
-    // Seen from inside a container the program is on a file system that cannot be written to,
-    // even when this process has ended and the file is not busy any more (CVE-2019-5736).
-    let sealed = clone_tree(CWD, program, false)
-        .map_err(io::Error::from)
-        .and_then(|tree| set_attributes(&tree, false, READ_ONLY).map(|()| tree))?;
+    let sealed = sealed(program)?;
     let mut command = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
     command
         .arg0("oci-runtime")

@@ -25,6 +25,8 @@ pub enum RuntimeError {
     Kernel {
         /// The system call.
         call: &'static str,
+        /// What it said.
+        source: io::Error,
     },
     /// The process does not hand itself over to the helper when it is asked to.
     #[error("main does not begin with cooper_oci_runtime::enter_if_asked()")]

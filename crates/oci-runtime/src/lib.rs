@@ -50,6 +50,7 @@ mod mounts;
 mod options;
 mod process;
 mod reach;
+mod sealed;
 mod seccomp;
 mod status;
 mod user;

@@ -15,6 +15,8 @@ use crate::read;
 const USER: u32 = 54_321;
 /// The first of the ids that the user has besides the own one.
 const FIRST: u32 = 300_000;
+/// The variable with where the user's programs are looked for, if that is not where ours are.
+const PATH_OF_USER: &str = "PATH_OF_USER";
 
 /// A user with a home, and a machine on which the user is known: the files that say so are
 /// mounted where only the user's programs see them, so that nothing of the machine is changed.
@@ -48,6 +50,10 @@ impl User {
         for name in ["cooper", "cooperd"] {
             std::fs::write(user.path("bin").join(name), "").unwrap();
         }
+        for name in ["newuidmap", "newgidmap"] {
+            let link = user.path("bin").join(name);
+            std::os::unix::fs::symlink(Path::new("/usr/bin").join(name), link).unwrap();
+        }
         for name in ["", "home", "run"] {
             std::os::unix::fs::chown(user.path(name), Some(USER), Some(USER)).unwrap();
         }
@@ -59,6 +65,12 @@ impl User {
             "" => self.dir.path().to_owned(),
             name => self.dir.path().join(name),
         }
+    }
+
+    /// Where programs are looked for: once with the runtime that is installed, and once with none,
+    /// which leaves the built-in one. Debian's runc is in more than one folder.
+    fn paths(&self) -> [PathBuf; 2] {
+        ["/usr/sbin:/usr/bin:/sbin:/bin".into(), self.path("bin")]
     }
 
     /// A program as the user starts it.
@@ -73,7 +85,8 @@ impl User {
             cd "$1/home"
             user="$4"
             shift 4
-            exec setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@""#;
+            exec setpriv --reuid "$user" --regid "$user" --clear-groups -- \
+                env PATH="${PATH_OF_USER:-$PATH}" "$@""#;
         let mut command = Command::new("unshare");
         command.args(["--mount", "--", "sh", "-c", AS_USER, "sh"]);
         command.arg(self.dir.path());
@@ -191,24 +204,17 @@ fn greeted(dir: &Path, runs: &str) {
     assert_eq!(read(&dir.join("user")), "0\n");
 }
 
-/// Once by the runtime that is installed, and once by the built-in one, which is what there is
-/// on a machine with none.
-const PATHS: [&str; 2] = [
-    "/usr/sbin:/usr/bin:/sbin:/bin",
-    "/nonexistent:/usr/bin:/bin",
-];
-
 #[test]
 fn wrk06_snp07_a_user_builds_with_no_daemon() {
     let watch = leak::Watch::begin();
     let user = User::new(true);
     let context = user.context(STAGES);
-    for (number, path) in PATHS.into_iter().enumerate() {
+    for (number, path) in user.paths().into_iter().enumerate() {
         let result = user.path("home").join(format!("result-{number}"));
         let local = format!("--output=type=local,dest={}", result.display());
         let mut command = user.command("cooper");
         command.args(["build", "--progress=plain", "--no-cache", &local]);
-        run(command.arg(&context).env("PATH", path)).success();
+        run(command.arg(&context).env(PATH_OF_USER, path)).success();
         greeted(&result, "1\n");
         for name in ["", "greeting.txt", "owner"] {
             user.owns(&result.join(name));
@@ -249,6 +255,14 @@ fn wrk06_ex07_a_user_has_a_daemon() {
     watch.check_steps();
     drop(buildx);
     daemon.stop();
+    let daemon = user.daemon(&["--rootless", "--oci-worker-binary=builtin"]);
+    watch.begin_steps();
+    let buildx = Buildx::remote(Buildx::program(), &daemon.address());
+    run(&mut buildx.build_command(&context, &["--no-cache", &local])).success();
+    greeted(&result, "1\n");
+    watch.check_steps();
+    drop(buildx);
+    daemon.stop();
     // Steps that see the processes of the daemon's machine, by its /proc.
     let daemon = user.daemon(&["--rootless", "--oci-worker-no-process-sandbox"]);
     let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\n\
@@ -276,11 +290,11 @@ fn wrk06_a_user_without_further_ids_builds_as_far_as_that_goes() {
     let step = "RUN [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox id -u > /user\"]\n";
     let result = user.path("home/result");
     let local = format!("--output=type=local,dest={}", result.display());
-    for path in PATHS {
+    for path in user.paths() {
         let context = user.context(&format!("{start}{step}"));
         let mut command = user.command("cooper");
         command.args(["build", "--progress=plain", "--no-cache", &local]);
-        let ran = run(command.arg(&context).env("PATH", path)).success();
+        let ran = run(command.arg(&context).env(PATH_OF_USER, path)).success();
         assert!(
             ran.output.contains("no subordinate ids for builder"),
             "{}",
@@ -315,11 +329,11 @@ fn oci12_what_a_users_steps_have() {
          RUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV PATH=/bin\nRUN {script}\n"
     );
     let context = user.context(&dockerfile);
-    for path in PATHS {
+    for path in user.paths() {
         let mut command = user.command("cooper");
         command.args(["build", "--progress=plain", "--no-cache"]);
         command.arg(&context);
-        let ran = run(command.env("PATH", path)).success();
+        let ran = run(command.env(PATH_OF_USER, path)).success();
         for line in [
             "lacks /sys/fs",
             "has /dev/pts/ptmx",

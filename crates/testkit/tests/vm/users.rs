@@ -44,8 +44,10 @@ impl Daemon {
         }
         std::fs::copy("/bin/busybox", dir.join("base/bin/busybox")).unwrap();
         std::fs::copy(bin("cooperd"), dir.join("cooperd")).unwrap();
+        // One that failed before stays with what it said, until here.
+        systemctl(&["reset-failed", UNIT]);
         let mut start = Command::new("systemd-run");
-        start.args(["--collect", "--unit", UNIT, "--uid", NAME]);
+        start.args(["--unit", UNIT, "--uid", NAME]);
         start.args(["--property", &format!("Delegate={delegate}")]);
         for (name, value) in [
             ("USER", NAME.into()),
@@ -61,9 +63,11 @@ impl Daemon {
         let socket = dir.join("run/cooper/cooperd.sock");
         let begin = Instant::now();
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            let log = || systemctl(&["status", "--lines=50", UNIT]);
+            let log = || systemctl(&["status", "--lines=50", "--full", UNIT]);
+            let active = systemctl(&["is-active", UNIT]);
+            assert_eq!(active, "active", "{}", log());
             assert!(begin.elapsed() < PATIENCE, "no daemon: {}", log());
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(500));
         }
         let rt = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
