@@ -39,11 +39,13 @@ pub struct CacheLimits {
 #[must_use = "the collector ends when this value is dropped"]
 pub struct Collector {
     task: AbortHandle,
+    cache: CacheManager,
 }
 
 impl Drop for Collector {
     fn drop(&mut self) {
         self.task.abort();
+        self.cache.shared.state().looks.set_collecting(false);
     }
 }
 
@@ -52,16 +54,20 @@ impl CacheManager {
     pub fn collect(&self, limits: CacheLimits) -> Collector {
         let most = limits.most_of_step;
         self.shared.most_of_step.store(most, Ordering::Relaxed);
+        let collects = limits.policies.iter().any(PruneOptions::has_bound);
+        self.shared.state().looks.set_collecting(collects);
         let collecting = Collecting {
             cache: self.clone(),
             limits,
             written: 0,
             next_sample: Instant::now(),
             next_prune: Instant::now(),
+            waits: false,
             next_age: Instant::now() + Duration::from_secs(1),
         };
         Collector {
             task: tokio::spawn(collecting.run()).abort_handle(),
+            cache: self.clone(),
         }
     }
 
@@ -91,6 +97,8 @@ struct Collecting {
     written: u64,
     next_sample: Instant,
     next_prune: Instant,
+    /// Whether it is over a bound, and not pruned again before then.
+    waits: bool,
     /// When age is looked at again.
     next_age: Instant,
 }
@@ -109,6 +117,8 @@ impl Collecting {
             let busy = !self.cache.shared.state().running().is_empty();
             let next = if busy {
                 self.next_sample.saturating_duration_since(Instant::now())
+            } else if self.waits {
+                self.next_prune.saturating_duration_since(Instant::now())
             } else {
                 // What came last has to grow old first.
                 EACH
@@ -122,6 +132,7 @@ impl Collecting {
         if self.limits.policies.is_empty() && self.limits.most_of_step == 0 {
             return Ok(());
         }
+        let look = self.cache.shared.state().looks.begin();
         let grown = self.sample().await?;
         if self.limits.policies.is_empty() {
             return Ok(());
@@ -138,10 +149,16 @@ impl Collecting {
         for policy in &self.limits.policies {
             over |= self.cache.is_over(policy, ahead(policy, grown))?;
         }
-        if !old && (!over || now < self.next_prune) {
+        self.waits = over && now < self.next_prune;
+        if !old && (!over || self.waits) {
+            // What was let go still waits, unless there is room.
+            if !over {
+                self.cache.shared.state().looks.end(look);
+            }
             return Ok(());
         }
         let freed = self.cache.prune_ahead(&self.limits.policies, grown).await?;
+        self.cache.shared.state().looks.end(look);
         if old {
             self.next_age = now + each;
         }

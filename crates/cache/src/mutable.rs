@@ -398,8 +398,8 @@ impl Drop for MutableRef {
         {
             let mut state = self.shared.state();
             state.set_taken(&self.id, false);
-            if let Some(entry) = state.get_mut(&self.id) {
-                entry.used();
+            state.let_go(&self.id);
+            if let Some(entry) = state.get(&self.id) {
                 entry.released.notify_waiters();
             }
         }

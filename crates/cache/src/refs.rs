@@ -14,6 +14,7 @@ use crate::error::snapshot;
 use crate::keeper::Message;
 use crate::lease::{Lease, Work};
 use crate::record::Stage;
+use crate::state::Entry;
 use crate::{CacheError, Layer, RecordType, RefId};
 
 /// One pin of a ref, shared by the clones of a handle.
@@ -59,9 +60,9 @@ impl Drop for Live {
             };
             entry.handles = entry.handles.saturating_sub(1);
             if entry.handles == 0 {
-                entry.used();
+                state.let_go(&self.id);
             }
-            entry.is_waste()
+            state.get(&self.id).is_some_and(Entry::is_waste)
         };
         if waste {
             self.shared.post(Message::Unused(self.id.clone()));

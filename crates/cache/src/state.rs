@@ -36,6 +36,8 @@ pub(crate) struct Entry {
     pub(crate) taken: bool,
     /// How often that changed: a size that was measured before says nothing afterwards.
     pub(crate) turns: u64,
+    /// The collector's look that was the last one to begin before it was let go ([`Looks`]).
+    pub(crate) let_go: u64,
     /// The immutable ref that is sealed over this mutable one.
     pub(crate) sealed: Option<RefId>,
     pub(crate) uses: Uses,
@@ -85,6 +87,40 @@ pub(crate) struct State {
     running: BTreeSet<RefId>,
     /// What several snapshots have.
     pub(crate) shares: Shares,
+    pub(crate) looks: Looks,
+}
+
+/// The collector's looks, counted from 1. What is let go counts as in use until one that began
+/// afterwards has made room for it: what a step wrote is known by samples only, and all of it is
+/// free to prune at once when the step ends.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    /// Whether there is a collector that keeps a bound.
+    collecting: bool,
+    begun: u64,
+    ended: u64,
+}
+
+impl Looks {
+    /// Says whether somebody looks from now on.
+    pub(crate) fn set_collecting(&mut self, collecting: bool) {
+        self.collecting = collecting;
+    }
+
+    /// Begins a look, and returns which it is.
+    pub(crate) fn begin(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
+    pub(crate) fn end(&mut self, look: u64) {
+        self.ended = look;
+    }
+
+    /// Whether a look still has to make room for what was let go after look `begun` began.
+    pub(crate) fn awaited(&self, begun: u64) -> bool {
+        self.collecting && self.ended <= begun
+    }
 }
 
 fn link<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<RefId>>, key: K, id: &RefId) {
@@ -141,6 +177,7 @@ impl State {
             children: 0,
             taken: false,
             turns: 0,
+            let_go: self.looks.begun,
             sealed: None,
             uses,
             uses_changed: false,
@@ -209,6 +246,15 @@ impl State {
             self.running.remove(id);
         }
         self.set_size(id, None);
+    }
+
+    /// Notes that nobody has the ref any more.
+    pub(crate) fn let_go(&mut self, id: &RefId) {
+        let begun = self.looks.begun;
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.used();
+            entry.let_go = begun;
+        }
     }
 
     /// What the snapshots take whose size is known, in bytes.

@@ -19,7 +19,8 @@ pub struct UsageRecord {
     pub id: RefId,
     /// Whether it can be written.
     pub mutable: bool,
-    /// Whether somebody has it, or a ref that stands on it.
+    /// Whether somebody has it, or a ref that stands on it; for a moment after that also the
+    /// collector, which makes room for it first.
     pub in_use: bool,
     /// What it takes on disk in bytes, snapshot and blob, what it stands on not included. While
     /// it is being written: what it took when it was last looked at.
@@ -41,10 +42,13 @@ pub struct UsageRecord {
 }
 
 impl State {
-    /// The ids that somebody has, and all that they stand on.
+    /// The ids that somebody has, and all that they stand on. Also those that were let go, until
+    /// the collector has made room for them.
     pub(crate) fn in_use(&self) -> HashSet<RefId> {
         let mut used = HashSet::new();
-        let held = self.iter().filter(|(_, e)| e.handles > 0 || e.taken);
+        let held = self.iter().filter(|(_, entry)| {
+            entry.handles > 0 || entry.taken || self.looks.awaited(entry.let_go)
+        });
         let mut open: Vec<RefId> = held.map(|(id, _)| id.clone()).collect();
         while let Some(id) = open.pop() {
             if let Some(entry) = self.get(&id)

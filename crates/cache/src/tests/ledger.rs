@@ -277,9 +277,9 @@ async fn limits_hold_while_a_step_writes() {
     }
     let free = async || {
         let all = cache.disk_usage().await.unwrap();
-        let free = all.iter().filter(|one| !one.in_use);
+        let unused = all.iter().filter(|one| !one.mutable);
         (
-            free.map(|one| one.size).sum::<u64>(),
+            unused.map(|one| one.size).sum::<u64>(),
             all.iter().map(|one| one.size).sum::<u64>(),
         )
     };
@@ -308,6 +308,41 @@ async fn limits_hold_while_a_step_writes() {
     dir.close().unwrap();
     drop(work);
     place.check(&cache).await;
+    agrees(&cache).await;
+}
+
+#[tokio::test]
+async fn what_is_let_go_is_free_once_there_is_room_for_it() {
+    const MIB: u64 = 1 << 20;
+    let place = Place::overlay();
+    let cache = place.open().await;
+    let _collector = cache.collect(CacheLimits {
+        policies: vec![PruneOptions {
+            max_used_space: 8 * MIB,
+            ..PruneOptions::default()
+        }],
+        most_of_step: 0,
+    });
+    let free = async || -> u64 {
+        let all = cache.disk_usage().await.unwrap();
+        let free = all.iter().filter(|one| !one.in_use);
+        free.map(|one| one.size).sum()
+    };
+    for _ in 0..40 {
+        kept(&cache, None, 1024).await;
+        let free = free().await;
+        assert!(free <= 8 * MIB, "{free}");
+    }
+    // And it does become free.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while free().await < 5 * MIB {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Who asks for it to go does not wait for that.
+    let last = kept(&cache, None, 1024).await;
+    let pruned = cache.prune(PruneOptions::default()).await.unwrap();
+    assert!(pruned.iter().any(|one| one.id == last), "{pruned:?}");
     agrees(&cache).await;
 }
 

@@ -20,6 +20,8 @@ use cooper_solver::{
 };
 use cooper_store::Store;
 use cooper_worker::{CachedResults, StoredKeys};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 /// How long calls took.
 #[derive(Default)]
@@ -144,6 +146,8 @@ pub(crate) struct Bed {
 pub(crate) struct Round {
     /// All of it.
     pub(crate) time: Duration,
+    /// What the processors worked meanwhile, all together.
+    pub(crate) work: Duration,
     /// The calls to where keys and results are kept, the shortest first.
     pub(crate) waits: Vec<Duration>,
 }
@@ -216,7 +220,7 @@ impl Bed {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.waits.take();
-        let begun = Instant::now();
+        let (begun, worked) = (Instant::now(), worked());
         if at_once {
             let mut builds = tokio::task::JoinSet::new();
             for place in 0..self.graphs.len() {
@@ -230,12 +234,24 @@ impl Bed {
             }
         }
         let time = begun.elapsed();
+        let work = self::worked() - worked;
         assert_eq!(self.ran.load(Ordering::Relaxed), 0, "all of it is cached");
         Round {
             time,
+            work,
             waits: self.waits.take(),
         }
     }
+}
+
+/// The processor time of this process so far.
+fn worked() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let times = [usage.user_time(), usage.system_time()];
+    times
+        .iter()
+        .map(|time| Duration::from_micros(time.num_microseconds().unsigned_abs()))
+        .sum()
 }
 
 fn digest(build: usize, step: usize) -> Digest {
