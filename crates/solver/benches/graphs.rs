@@ -3,14 +3,14 @@
 //! memory that each takes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use cooper_progress::Discard;
 use cooper_solver::{
-    CacheDep, CacheMap, Digest, Domain, Edge, MemoryKeyStore, MemoryResults, Op, OpContext,
-    OpError, Solver, SolverConfig, Vertex, VertexOptions,
+    CacheDep, CacheMap, Digest, Domain, Edge, Op, OpContext, OpError, Solver, SolverConfig, Vertex,
+    VertexOptions,
 };
 use criterion::{BenchmarkId, Criterion, Throughput};
 use peak_alloc::PeakAlloc;
@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 static MEMORY: PeakAlloc = PeakAlloc;
 
 const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
+const SHAPES: [(&str, fn(usize) -> Graph); 2] = [("chain", chain), ("fan", fan)];
 
 struct Numbers;
 
@@ -106,64 +107,75 @@ async fn build(solver: &Solver<Numbers>, graph: &Graph) {
     }
 }
 
-/// What this process has used of processors, from `/proc/self/stat` (hundredths of a second).
+/// What this process has used of processors, of all its threads that there are.
 fn processor_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u64 = fields
-        .skip(11)
-        .take(2)
-        .map(|n| n.parse::<u64>().unwrap())
-        .sum();
-    Duration::from_millis(ticks * 10)
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    // The first number is nanoseconds on a processor.
+    let nanos = threads.map(|thread| {
+        let schedstat = std::fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+        let used = schedstat.split_whitespace().next().unwrap();
+        used.parse::<u64>().unwrap()
+    });
+    Duration::from_nanos(nanos.sum())
 }
 
-/// A new solver, and what is gone when all of it is: its task ends while nobody waits for it.
-fn new(tokio: &Runtime) -> (Solver<Numbers>, Weak<MemoryKeyStore>) {
-    let keys = Arc::new(MemoryKeyStore::default());
-    let gone = Arc::downgrade(&keys);
-    let config = SolverConfig {
-        keys,
-        results: Arc::new(MemoryResults::default()),
-    };
-    (tokio.block_on(async { Solver::new(config) }), gone)
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).build().unwrap()
+}
+
+/// What one build of a graph took.
+struct Cost {
+    used: Duration,
+    /// Bytes at most while it was built, and afterwards.
+    peak: usize,
+    stays: usize,
+}
+
+/// One build on a runtime of its own: when that is gone, so is all that the solver had, which
+/// would count as the next one's else.
+fn cost(graph: &Graph, cached: bool) -> Cost {
+    let tokio = runtime();
+    let solver = tokio.block_on(async { Solver::new(SolverConfig::in_memory()) });
+    if cached {
+        tokio.block_on(build(&solver, graph));
+    }
+    let (before, begun) = (MEMORY.current_usage(), processor_time());
+    MEMORY.reset_peak_usage();
+    tokio.block_on(build(&solver, graph));
+    Cost {
+        used: processor_time() - begun,
+        peak: MEMORY.peak_usage().saturating_sub(before),
+        stays: MEMORY.current_usage().saturating_sub(before),
+    }
 }
 
 /// Prints what a vertex takes at most while it is built and what its keys take afterwards, and
 /// the processor time of both threads for it, which others on the machine lengthen less than they
-/// do the time that passes.
-fn costs(tokio: &Runtime, name: &str, shape: fn(usize) -> Graph) {
-    for size in SIZES {
-        let graph = shape(size);
-        for cached in [false, true] {
-            let (kept, _) = new(tokio);
-            tokio.block_on(build(&kept, &graph));
-            let rounds = 200_000 / size;
-            let mut used = Duration::ZERO;
-            let (mut peak, mut stays) = (0, 0);
-            for _ in 0..rounds {
-                let (solver, gone) = match cached {
-                    true => (kept.clone(), Weak::new()),
-                    false => new(tokio),
-                };
-                let (before, begun) = (MEMORY.current_usage(), processor_time());
-                MEMORY.reset_peak_usage();
-                tokio.block_on(build(&solver, &graph));
-                used += processor_time() - begun;
-                peak = MEMORY.peak_usage().saturating_sub(before) / size;
-                stays = MEMORY.current_usage().saturating_sub(before) / size;
-                drop(solver);
-                while gone.strong_count() > 0 {
-                    std::thread::sleep(Duration::from_millis(1));
+/// do the time that passes: the median of several builds and the least.
+fn costs(wanted: &str) {
+    for (shape, graph) in SHAPES {
+        for size in SIZES {
+            let graph = graph(size);
+            for (state, cached) in [("uncached", false), ("cached", true)] {
+                let name = format!("costs/{shape}/{state}/{size}");
+                if !wanted.is_empty() && !format!("{name}/").starts_with(&format!("{wanted}/")) {
+                    continue;
                 }
-                std::thread::sleep(Duration::from_millis(5));
+                let rounds = (200_000 / size).clamp(5, 50);
+                let mut all: Vec<_> = (0..rounds).map(|_| cost(&graph, cached)).collect();
+                all.sort_by_key(|cost| cost.used);
+                let micros = |cost: &Cost| cost.used.as_secs_f64() * 1e6 / size as f64;
+                let most = |part: fn(&Cost) -> usize| all.iter().map(part).max().unwrap() / size;
+                println!(
+                    "{name}: {:.1} us of processor time (at least {:.1}) and {} bytes per vertex, \
+                     {} of them stay as keys",
+                    micros(&all[rounds / 2]),
+                    micros(&all[0]),
+                    most(|cost| cost.peak),
+                    most(|cost| cost.stays),
+                );
             }
-            let state = if cached { "cached" } else { "uncached" };
-            let micros = used.as_secs_f64() * 1e6 / (rounds * size) as f64;
-            println!(
-                "{name}/{state}/{size}: {micros:.1} us of processor time and {peak} bytes per \
-                 vertex, {stays} of them stay as keys"
-            );
         }
     }
 }
@@ -174,16 +186,11 @@ fn main() {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .build()
-        .unwrap();
-    // Not when single times are asked for by name.
-    if !std::env::args().skip(1).any(|arg| !arg.starts_with('-')) {
-        costs(&tokio, "chain", chain);
-        costs(&tokio, "fan", fan);
-    }
-    for (name, shape) in [("chain", chain as fn(usize) -> Graph), ("fan", fan)] {
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    // `costs` and what begins so are asked for by name, as the times are.
+    costs(filter.as_deref().unwrap_or_default());
+    let tokio = runtime();
+    for (name, shape) in SHAPES {
         let mut group = criterion.benchmark_group(name);
         for size in SIZES {
             let graph = shape(size);

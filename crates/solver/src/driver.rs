@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use crate::core::{
-    ByNumber, CacheId, Command, Core, Errors, Name, Outcome, RequestId, Spec, TaskId, VertexId,
-    Work,
+    ByNumber, CacheId, Command, Core, Errors, Name, Numbered, One, Outcome, RequestId, Spec,
+    TaskId, VertexId, Work,
 };
 use crate::explain::{Journal, Miss, MissInput};
 use crate::runner::{Runner, describe, failure};
@@ -75,7 +75,7 @@ pub(crate) struct Driver<D: Domain> {
     /// How many cache maps have arrived.
     maps: u64,
     jobs: HashMap<JobId, Arc<Member<D>>>,
-    vertices: ByNumber<Entry<D>>,
+    vertices: Numbered<Entry<D>>,
     caches: HashMap<CacheId, Arc<dyn CacheSource<D>>>,
     cache_names: HashMap<String, CacheId>,
     next_cache: CacheId,
@@ -116,7 +116,7 @@ impl<D: Domain> Driver<D> {
             core: Core::new(config.keys, errors),
             results: config.results,
             jobs: HashMap::new(),
-            vertices: ByNumber::default(),
+            vertices: Numbered::default(),
             caches: HashMap::new(),
             cache_names: HashMap::new(),
             next_cache: 0,
@@ -202,7 +202,7 @@ impl<D: Domain> Driver<D> {
         let caches: Vec<_> = caches.into_iter().map(|cache| self.cache(cache)).collect();
         let mut here: HashMap<&str, VertexId> = HashMap::with_capacity(vertices.len());
         for vertex in &vertices {
-            let mut inputs = Vec::with_capacity(vertex.inputs.len());
+            let mut inputs = One::with_capacity(vertex.inputs.len());
             for input in &vertex.inputs {
                 let id = here.get(input.vertex.as_ref());
                 let id = id.ok_or_else(|| SolveError::MissingVertex {
@@ -216,10 +216,13 @@ impl<D: Domain> Driver<D> {
                 ignore_cache: vertex.options.ignore_cache,
             };
             let id = self.core.add(job, spec, &caches);
-            self.vertices.entry(id).or_insert_with(|| Entry {
-                shared: Arc::new(Shared::new(vertex.clone())),
-                map: None,
-            });
+            if !self.vertices.contains_key(&id) {
+                let entry = Entry {
+                    shared: Arc::new(Shared::new(vertex.clone())),
+                    map: None,
+                };
+                self.vertices.insert(id, entry);
+            }
             here.insert(vertex.digest.as_ref(), id);
         }
         let found = here.get(edge.vertex.as_ref());

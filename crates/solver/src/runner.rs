@@ -79,13 +79,12 @@ impl<D: Domain> Runner<D> {
             self.cx.shared.completed(error);
         }
         let map = Arc::new(result?);
+        let looks = map.deps.iter();
+        let looks = looks.map(|dep| (dep.selector.clone(), dep.content.is_some()));
+        let whole = looks.clone().all(|look| look == (None, false));
         let info = MapInfo {
             digest: map.digest.clone(),
-            deps: map
-                .deps
-                .iter()
-                .map(|dep| (dep.selector.clone(), dep.content.is_some()))
-                .collect(),
+            deps: if whole { Vec::new() } else { looks.collect() },
             last: map.last,
         };
         Ok((Outcome::CacheMap(info), map))

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use cooper_progress::{Event, Sink, VertexStatus};
 
-use crate::core::push;
+use crate::core::One;
 use crate::explain::Operations;
 use crate::{Domain, Explanation, Vertex};
 
@@ -19,7 +19,7 @@ pub(crate) struct Shared<D: Domain> {
 }
 
 struct State<D: Domain> {
-    members: Vec<Arc<Member<D>>>,
+    members: One<Arc<Member<D>>>,
     /// Why it was carried out, when somebody asked.
     explanation: Option<Arc<Explanation>>,
     shown: Shown,
@@ -101,7 +101,7 @@ impl<D: Domain> Shared<D> {
         Self {
             vertex,
             state: Mutex::new(State {
-                members: Vec::new(),
+                members: One::new(),
                 explanation: None,
                 shown: Shown::default(),
             }),
@@ -128,7 +128,7 @@ impl<D: Domain> Shared<D> {
             return;
         }
         member.sink.emit(state.shown.event(&self.vertex));
-        push(&mut state.members, member);
+        state.members.push(member);
     }
 
     /// The jobs that want to know why it is not cached.

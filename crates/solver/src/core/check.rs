@@ -29,7 +29,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(super) fn describe(&self) -> String {
         let mut text = String::new();
         let mut edges: Vec<_> = self.edges.iter().collect();
-        edges.sort_by_key(|(id, _)| **id);
+        edges.sort_by_key(|(id, _)| *id);
         for (id, edge) in edges {
             let vertex = self.vertices.get(&edge.vertex);
             let deps: Vec<_> = edge.deps.iter().map(|dep| dep.edge).collect();
@@ -67,13 +67,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(crate) fn check(&self) {
         assert!(self.queue.is_empty());
         let mut failures = 0;
-        for (id, vertex) in &self.vertices {
+        for (id, vertex) in self.vertices.iter() {
             assert!(!vertex.jobs.is_empty(), "somebody needs each vertex");
             let names = match vertex.spec.ignore_cache {
                 true => &self.by_name_anew,
                 false => &self.by_name,
             };
-            assert_eq!(names.get(&vertex.spec.name), Some(id));
+            assert_eq!(names.get(&vertex.spec.name), Some(&id));
             let live_as_long = |other: &u64| {
                 let jobs = &self.vertices[other].jobs;
                 vertex.jobs.iter().all(|job| jobs.contains(job))
@@ -83,13 +83,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
             }
             for job in &vertex.jobs {
                 assert!(
-                    self.jobs[job].vertices.contains(id),
+                    self.jobs[job].vertices.contains(&id),
                     "jobs know what they need"
                 );
             }
             for (index, edge) in &vertex.edges {
                 let edge = &self.edges[edge];
-                assert_eq!((edge.vertex, edge.index), (*id, *index));
+                assert_eq!((edge.vertex, edge.index), (id, *index));
                 if let Some(other) = &edge.follows {
                     let vertex = &self.edges[other].vertex;
                     assert!(live_as_long(vertex), "what is followed lives as long");

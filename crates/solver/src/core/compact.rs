@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use sha2::Digest as _;
+use smallvec::SmallVec;
 
 use super::{CacheId, EdgeId, RequestId};
 
@@ -49,17 +50,123 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// A list that mostly has one, which takes no room of its own.
+pub(crate) type One<T> = SmallVec<[T; 1]>;
+
 /// Adds one to a list that mostly has one: no room is made for more before there are.
 pub(crate) fn push<T>(list: &mut Vec<T>, value: T) {
-    insert(list, list.len(), value);
-}
-
-/// The same at a place.
-pub(crate) fn insert<T>(list: &mut Vec<T>, place: usize, value: T) {
     if list.capacity() == 0 {
         list.reserve_exact(1);
     }
-    list.insert(place, value);
+    list.push(value);
+}
+
+/// So many numbers that follow each other share a page.
+const PAGE: usize = 16;
+
+/// Things by numbers that were given one after the other: what is made one after the other, as
+/// the vertices of a graph are, lies side by side, and is gone through in that order. That is
+/// what a graph costs that is larger than the processor's cache.
+///
+/// A page is there as long as one of its things is.
+pub(crate) struct Numbered<T> {
+    pages: ByNumber<Box<Page<T>>>,
+    count: usize,
+}
+
+struct Page<T> {
+    things: [Option<T>; PAGE],
+    count: usize,
+}
+
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self {
+            pages: ByNumber::default(),
+            count: 0,
+        }
+    }
+}
+
+impl<T> Numbered<T> {
+    /// The page of a number, and its place there.
+    fn place(number: u64) -> (u64, usize) {
+        let pages = PAGE as u64;
+        let place = usize::try_from(number % pages).expect("a page is small");
+        (number / pages, place)
+    }
+
+    pub(crate) fn get(&self, number: &u64) -> Option<&T> {
+        let (page, place) = Self::place(*number);
+        self.pages.get(&page)?.things[place].as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, number: &u64) -> Option<&mut T> {
+        let (page, place) = Self::place(*number);
+        self.pages.get_mut(&page)?.things[place].as_mut()
+    }
+
+    pub(crate) fn contains_key(&self, number: &u64) -> bool {
+        self.get(number).is_some()
+    }
+
+    /// Nothing has the number.
+    pub(crate) fn insert(&mut self, number: u64, thing: T) {
+        let (page, place) = Self::place(number);
+        let page = self.pages.entry(page).or_insert_with(|| {
+            Box::new(Page {
+                things: std::array::from_fn(|_| None),
+                count: 0,
+            })
+        });
+        let before = page.things[place].replace(thing);
+        debug_assert!(before.is_none(), "no number is given twice");
+        page.count += 1;
+        self.count += 1;
+    }
+
+    pub(crate) fn remove(&mut self, number: &u64) -> Option<T> {
+        let (number, place) = Self::place(*number);
+        let page = self.pages.get_mut(&number)?;
+        let thing = page.things[place].take()?;
+        page.count -= 1;
+        self.count -= 1;
+        if page.count == 0 {
+            self.pages.remove(&number);
+        }
+        Some(thing)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// In no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.pages.iter().flat_map(|(number, page)| {
+            let numbers = number * PAGE as u64..;
+            let things = numbers.zip(&page.things);
+            things.filter_map(|(number, thing)| Some((number, thing.as_ref()?)))
+        })
+    }
+
+    /// In no order.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.iter().map(|(_, thing)| thing)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0 && self.pages.is_empty()
+    }
+}
+
+impl<T> std::ops::Index<&u64> for Numbered<T> {
+    type Output = T;
+
+    fn index(&self, number: &u64) -> &T {
+        self.get(number).expect("it is there")
+    }
 }
 
 /// What few edges have.

@@ -7,9 +7,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(super) fn begin_slow(&mut self, id: EdgeId) {
         let edge = self.edge(id);
         let vertex = self.vertex(edge.vertex);
-        let open = vertex.content.iter().zip(&vertex.maps[0].deps);
-        let open = open.filter(|(content, (_, by_content))| {
-            *by_content && !matches!(content, Content::Known(_))
+        let open = (0..edge.deps.len()).filter(|place| {
+            let known = matches!(vertex.content(*place), Content::Known(_));
+            vertex.maps[0].by_content(*place) && !known
         });
         let contents = u32::try_from(open.count()).unwrap_or(u32::MAX);
         let count = u32::try_from(edge.deps.len()).unwrap_or(u32::MAX);
@@ -18,7 +18,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         edge.changed = (0..count).collect();
         for place in 0..count as usize {
             let edge = self.edge(id);
-            let known = matches!(self.vertex(edge.vertex).content[place], Content::Known(_));
+            let known = matches!(self.vertex(edge.vertex).content(place), Content::Known(_));
             self.edge_mut(id).deps[place].content_seen = known;
         }
         self.look_at_changed(id);
@@ -37,8 +37,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn look_at(&mut self, id: EdgeId, place: usize) {
         let edge = self.edge(id);
         let vertex = self.vertex(edge.vertex);
-        let by_content = vertex.maps[0].deps[place].1;
-        let known = matches!(vertex.content[place], Content::Known(_));
+        let by_content = vertex.maps[0].by_content(place);
+        let known = matches!(vertex.content(place), Content::Known(_));
         let dep = &edge.deps[place];
         if known && !dep.content_seen {
             let edge = self.edge_mut(id);
@@ -81,7 +81,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn look_at_content(&mut self, id: EdgeId, place: usize) {
         let edge = self.edge(id);
         let (vertex, dep) = (edge.vertex, &edge.deps[place]);
-        let unknown = self.vertex(vertex).content[place] == Content::Unknown;
+        let unknown = *self.vertex(vertex).content(place) == Content::Unknown;
         if !dep.content_asked || !unknown || self.vertex(vertex).error.is_some() {
             return;
         }
@@ -91,7 +91,8 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 output,
             };
             let task = self.start(vertex, Task::ContentKey(vertex, place), work);
-            self.vertex_mut(vertex).content[place] = Content::Running(task);
+            self.vertex_mut(vertex)
+                .set_content(place, Content::Running(task));
         }
     }
 
@@ -124,7 +125,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             self.edge_mut(id).contents_asked = true;
             for place in 0..self.edge(id).deps.len() {
                 let vertex = self.vertex(self.edge(id).vertex);
-                if vertex.maps[0].deps[place].1 {
+                if vertex.maps[0].by_content(place) {
                     self.ask_content(id, place);
                 }
             }

@@ -55,10 +55,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
             .edges
             .iter()
             .filter_map(|(id, edge)| {
-                let need = needed.edges.get(id).copied().unwrap_or(NOTHING);
+                let need = needed.edges.get(&id).copied().unwrap_or(NOTHING);
                 let less = need.want < edge.want || need.keys < edge.keys_wanted;
                 // One that failed needs nothing of its inputs until it is forgiven.
-                (less || edge.error.is_some()).then_some((*id, need))
+                (less || edge.error.is_some()).then_some((id, need))
             })
             .collect();
         for (id, need) in less {
@@ -106,7 +106,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     /// Whether the key of an input's content is still to be computed for the edge.
     fn is_open(&self, id: EdgeId, place: usize) -> bool {
         let edge = self.edge(id);
-        let content = &self.vertex(edge.vertex).content[place];
+        let content = self.vertex(edge.vertex).content(place);
         edge.result.is_none() && !matches!(content, Content::Known(_))
     }
 
@@ -178,7 +178,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 self.commands.push(Command::GivenUp { vertex });
             }
             Task::ContentKey(vertex, place) => {
-                self.vertex_mut(vertex).content[place] = Content::Unknown;
+                self.vertex_mut(vertex).set_content(place, Content::Unknown);
             }
             Task::Execute(vertex) => {
                 self.vertex_mut(vertex).exec = Exec::Idle;

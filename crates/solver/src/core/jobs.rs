@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::{
-    CacheId, CacheState, Command, Content, Core, Dep, EdgeId, EdgeState, Exec, LEVELS, RequestId,
-    Seldom, Spec, Stage, VertexId, VertexState, Want, insert, push,
+    CacheId, CacheState, Command, Content, Core, Dep, EdgeId, EdgeState, Exec, LEVELS, One,
+    RequestId, Seldom, Spec, Stage, VertexId, VertexState, Want,
 };
 use crate::shared::JobId;
 
@@ -46,17 +46,17 @@ impl<O: Clone, E: Clone> Core<O, E> {
         };
         names.insert(spec.name, id);
         let state = VertexState {
-            content: vec![Content::Unknown; spec.inputs.len()],
+            content: Vec::new(),
             spec,
-            jobs: Vec::new(),
+            jobs: One::new(),
             caches: Vec::new(),
-            maps: Vec::new(),
+            maps: One::new(),
             map_task: None,
             exec: Exec::Idle,
             error: None,
-            edges: Vec::new(),
+            edges: One::new(),
         };
-        self.vertices.insert(id, Box::new(state));
+        self.vertices.insert(id, state);
         id
     }
 
@@ -68,7 +68,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let Err(place) = state.jobs.binary_search(&job) else {
                 continue;
             };
-            insert(&mut state.jobs, place, job);
+            state.jobs.insert(place, job);
             open.extend(state.spec.inputs.iter().map(|(input, _)| *input));
             for (_, edge) in &self.vertex(id).edges {
                 open.extend(self.edge(*edge).follows.map(|edge| self.edge(edge).vertex));
@@ -235,14 +235,14 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn make_edge(&mut self, vertex: VertexId, index: usize) {
         let id = self.number();
         let count = self.vertex(vertex).spec.inputs.len();
-        let mut deps = Vec::with_capacity(count);
+        let mut deps = One::with_capacity(count);
         let mut ready = [0; 4];
         for place in 0..count {
             let (input, output) = self.vertex(vertex).spec.inputs[place];
             let input = self.edge_at(input, output).expect("inputs are made before");
             let place = u32::try_from(place).expect("a graph has fewer inputs than that");
             let edge = self.edge_mut(input);
-            push(&mut edge.dependents, (id, place));
+            edge.dependents.push((id, place));
             let dep = Dep {
                 edge: input,
                 seen: edge.reached,
@@ -273,13 +273,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
             ready,
             needed: 0,
             contents: 0,
-            deps: deps.into(),
+            deps,
             changed: Vec::new(),
             doomed: None,
-            ids: Vec::new(),
+            ids: One::new(),
             ends: [0; 3],
             weight: 0,
-            own: Vec::new(),
+            own: One::new(),
             records: Vec::new(),
             loading: None,
             follows: None,
@@ -287,14 +287,14 @@ impl<O: Clone, E: Clone> Core<O, E> {
             kept: None,
             made: false,
             error: None,
-            dependents: Vec::new(),
+            dependents: One::new(),
             gone: 0,
             rare: Seldom::default(),
         };
-        self.edges.insert(id, Box::new(state));
+        self.edges.insert(id, state);
         let edges = &mut self.vertex_mut(vertex).edges;
         let place = edges.partition_point(|(other, _)| *other < index);
-        insert(edges, place, (index, id));
+        edges.insert(place, (index, id));
     }
 
     /// A failure is not for ever: whoever asks again has it tried again.

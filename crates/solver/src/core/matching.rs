@@ -50,7 +50,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let mut all = Vec::new();
         for map in 0..self.vertex(vertex).maps.len() {
             if self.edge(id).own.len() <= map {
-                push(&mut self.edge_mut(id).own, None);
+                self.edge_mut(id).own.push(None);
             }
             let steps = self.match_map(id, map, level, contents, &caches);
             all.push((map, steps));
@@ -97,7 +97,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             Contents::Needed => edge.deps[place].needed,
             Contents::All => true,
         };
-        match &self.vertex(edge.vertex).content[place] {
+        match self.vertex(edge.vertex).content(place) {
             Content::Known(key) if looked_at => Some(key),
             _ => None,
         }
@@ -113,7 +113,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let map = &self.vertex(edge.vertex).maps[map];
         let selector = match content {
             true => None,
-            false => map.deps[place].0.as_ref(),
+            false => map.selector(place),
         };
         Link::new(place, edge.index, &map.digest, selector)
     }
@@ -325,7 +325,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             None => {
                 let valid = found.valid;
                 let id = key.clone();
-                push(&mut edge.ids, Key { id, valid });
+                edge.ids.push(Key { id, valid });
             }
         }
         let nowhere = KeyState {

@@ -45,7 +45,7 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 
 use compact::Seldom;
-pub(crate) use compact::{ByNumber, Name, insert, push};
+pub(crate) use compact::{ByNumber, Name, Numbered, One, push};
 
 use crate::caches::CacheKeys;
 use crate::explain::Draft;
@@ -161,33 +161,62 @@ pub(crate) enum Outcome<O, E> {
 #[derive(Clone, Debug)]
 pub(crate) struct MapInfo {
     pub(crate) digest: Digest,
-    /// For each input: its selector, and whether its content gives a key.
+    /// For each input: its selector, and whether its content gives a key. Inputs that are not
+    /// there, which mostly are all of them, are looked at as a whole.
     pub(crate) deps: Vec<(Option<Digest>, bool)>,
     pub(crate) last: bool,
+}
+
+impl MapInfo {
+    /// Which part of an input is looked at, if not all of it.
+    fn selector(&self, place: usize) -> Option<&Digest> {
+        self.deps.get(place)?.0.as_ref()
+    }
+
+    /// Whether the content of an input gives a key.
+    fn by_content(&self, place: usize) -> bool {
+        self.deps
+            .get(place)
+            .is_some_and(|(_, by_content)| *by_content)
+    }
 }
 
 /// What the core is told about a vertex.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) name: Name,
-    pub(crate) inputs: Vec<(VertexId, usize)>,
+    pub(crate) inputs: One<(VertexId, usize)>,
     pub(crate) ignore_cache: bool,
 }
 
 struct VertexState<O, E> {
     spec: Spec,
     /// Ordered.
-    jobs: Vec<JobId>,
+    jobs: One<JobId>,
     /// Caches from elsewhere that may have it, the first one preferred.
     caches: Vec<CacheId>,
-    maps: Vec<MapInfo>,
+    maps: One<MapInfo>,
     map_task: Option<TaskId>,
-    /// For each input.
+    /// For each input; empty as long as that of none was asked for.
     content: Vec<Content>,
     exec: Exec<O>,
     error: Option<E>,
     /// By output, ordered.
-    edges: Vec<(usize, EdgeId)>,
+    edges: One<(usize, EdgeId)>,
+}
+
+impl<O, E> VertexState<O, E> {
+    fn content(&self, place: usize) -> &Content {
+        self.content.get(place).unwrap_or(&Content::Unknown)
+    }
+
+    fn set_content(&mut self, place: usize, content: Content) {
+        let count = self.spec.inputs.len();
+        if self.content.is_empty() {
+            self.content = vec![Content::Unknown; count];
+        }
+        self.content[place] = content;
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -228,19 +257,19 @@ struct EdgeState<O, E> {
     /// Inputs whose content it waits for: those that it needs first, and all.
     needed: u32,
     contents: u32,
-    deps: Box<[Dep]>,
+    deps: One<Dep>,
     /// Inputs that got further since they were looked at, from [`Stage::Slow`] on.
     changed: Vec<u32>,
     /// An input that failed before it gave what it was asked for.
     doomed: Option<u32>,
     /// Its keys in the order in which they were found.
-    ids: Vec<Key>,
+    ids: One<Key>,
     /// How many of them each of the first three of [`LEVELS`] has, once it is reached.
     ends: [u32; 3],
     /// What its keys were looked up from; they are looked up again when there is more.
     weight: u64,
     /// For each map: the key that its inputs' keys are made to lead to.
-    own: Vec<Option<KeyId>>,
+    own: One<Option<KeyId>>,
     /// Results that were found and not tried, the best last.
     records: Vec<Record>,
     loading: Option<TaskId>,
@@ -253,7 +282,7 @@ struct EdgeState<O, E> {
     made: bool,
     error: Option<E>,
     /// Edges that take it as an input, and as which; some may be gone.
-    dependents: Vec<(EdgeId, u32)>,
+    dependents: One<(EdgeId, u32)>,
     /// How many of those are gone.
     gone: usize,
     rare: Seldom,
@@ -349,11 +378,11 @@ pub(crate) struct Errors<E> {
 
 pub(crate) struct Core<O, E> {
     keys: Arc<dyn KeyStore>,
-    vertices: ByNumber<Box<VertexState<O, E>>>,
+    vertices: Numbered<VertexState<O, E>>,
     by_name: HashMap<Name, VertexId>,
     /// Those that are to be built anew are others.
     by_name_anew: HashMap<Name, VertexId>,
-    edges: ByNumber<Box<EdgeState<O, E>>>,
+    edges: Numbered<EdgeState<O, E>>,
     known: HashMap<KeyId, Box<KeyState>>,
     /// Links that are not kept, of [`KeyState::links`].
     pending: HashMap<(KeyId, Link), Vec<KeyId>>,
@@ -389,10 +418,10 @@ impl<O: Clone, E: Clone> Core<O, E> {
     pub(crate) fn new(keys: Arc<dyn KeyStore>, errors: Errors<E>) -> Self {
         Self {
             keys,
-            vertices: ByNumber::default(),
+            vertices: Numbered::default(),
             by_name: HashMap::new(),
             by_name_anew: HashMap::new(),
-            edges: ByNumber::default(),
+            edges: Numbered::default(),
             known: HashMap::new(),
             pending: HashMap::new(),
             caches: HashMap::new(),

@@ -61,15 +61,15 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let Some((_, edge)) = state.edges.first() else {
             return Vec::new();
         };
-        let deps = self.edge(*edge).deps.iter().zip(&state.content);
-        deps.map(|(dep, content)| {
+        let deps = self.edge(*edge).deps.iter().enumerate();
+        deps.map(|(place, dep)| {
             let anew = self.built_anew(dep.edge);
             let input = self.edge(dep.edge);
             InputState {
                 vertex: input.vertex,
                 keys: input.ids.iter().map(|key| key.id.clone()).collect(),
                 counts: !anew && input.ids.iter().any(|key| key.valid),
-                content: match content {
+                content: match state.content(place) {
                     Content::Known(key) => Some(key.clone()),
                     _ => None,
                 },

@@ -1,6 +1,6 @@
 //! How tasks end.
 
-use super::{Content, Core, Exec, Outcome, Stage, Task, TaskId, push};
+use super::{Content, Core, Exec, Outcome, Stage, Task, TaskId};
 use crate::keys::KeyId;
 
 impl<O: Clone, E: Clone> Core<O, E> {
@@ -19,17 +19,16 @@ impl<O: Clone, E: Clone> Core<O, E> {
             return Vec::new();
         };
         match (kind, outcome) {
-            (Task::CacheMap(vertex), Outcome::CacheMap(mut map)) => {
+            (Task::CacheMap(vertex), Outcome::CacheMap(map)) => {
                 let state = self.vertex_mut(vertex);
                 state.map_task = None;
-                // Fewer than there are inputs: the rest is looked at as a whole.
-                map.deps.resize(state.spec.inputs.len(), (None, false));
-                push(&mut state.maps, map);
+                state.maps.push(map);
                 self.enqueue_vertex(vertex);
             }
             (Task::ContentKey(vertex, input), Outcome::ContentKey(digest)) => {
                 let key = KeyId::root(&digest, -1);
-                self.vertex_mut(vertex).content[input] = Content::Known(key);
+                self.vertex_mut(vertex)
+                    .set_content(input, Content::Known(key));
                 let place = u32::try_from(input).unwrap_or(u32::MAX);
                 for edge in 0..self.vertex(vertex).edges.len() {
                     let (_, edge) = self.vertex(vertex).edges[edge];
@@ -61,7 +60,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
                 self.fail_vertex(vertex, error);
             }
             (Task::ContentKey(vertex, input), Outcome::Failed(error)) => {
-                self.vertex_mut(vertex).content[input] = Content::Unknown;
+                self.vertex_mut(vertex).set_content(input, Content::Unknown);
                 self.fail_vertex(vertex, error);
             }
             (Task::Execute(vertex), Outcome::Failed(error)) => {
