@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 static MEMORY: PeakAlloc = PeakAlloc;
 
 const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
-const SHAPES: [(&str, fn(usize) -> Graph); 2] = [("chain", chain), ("fan", fan)];
+const SHAPES: [(&str, Shape); 2] = [("chain", chain), ("fan", fan)];
 
 struct Numbers;
 
@@ -52,6 +52,8 @@ impl Op<Numbers> for Add {
 }
 
 type Graph = Vec<Arc<Vertex<Numbers>>>;
+/// Makes a graph of so many vertices.
+type Shape = fn(usize) -> Graph;
 
 fn digest(number: usize) -> Digest {
     format!("sha256:{number:064x}").parse().unwrap()

@@ -1,20 +1,21 @@
 //! The one task that drives the core: it starts what the core asks for, and tells it how that
 //! ended.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use cooper_progress::{Sink, VertexProgress};
+use cooper_progress::Sink;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::core::{
-    ByNumber, CacheId, Command, Core, Errors, Name, Numbered, One, Outcome, RequestId, Spec,
-    TaskId, VertexId, Work,
+    ByName, ByNumber, CacheId, Command, Core, Errors, Name, Numbered, One, Outcome, RequestId,
+    Spec, TaskId, VertexId, Work,
 };
 use crate::explain::{Journal, Miss, MissInput};
 use crate::runner::{Runner, describe, failure};
-use crate::shared::{Explained, Fan, JobId, Member, Shared};
+use crate::shared::{Explained, JobId, Member, Shared};
+use crate::starting::Starting;
 use crate::{
     CacheMap, CacheSource, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig,
     Vertex,
@@ -67,6 +68,8 @@ pub(crate) type Ended<D> = (OutcomeOf<D>, Option<Arc<CacheMap<D>>>);
 
 /// How many maps are computed at the same time, of vertices with inputs.
 const MAPS: usize = 128;
+/// How many tasks are begun at the same time that have not come to wait for something.
+const STARTING: usize = 128;
 
 pub(crate) struct Driver<D: Domain> {
     core: CoreOf<D>,
@@ -80,13 +83,24 @@ pub(crate) struct Driver<D: Domain> {
     cache_names: HashMap<String, CacheId>,
     next_cache: CacheId,
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
-    tasks: JoinSet<Ended<D>>,
-    running: HashMap<Id, TaskId>,
-    handles: ByNumber<(AbortHandle, Option<VertexId>)>,
-    /// Maps that are computed now, of vertices with inputs.
-    mapping: HashSet<TaskId>,
+    tasks: JoinSet<(TaskId, Ended<D>)>,
+    running: ByNumber<Running>,
+    /// How many maps are computed now, of vertices with inputs.
+    mapping: usize,
     /// Those that wait until there are fewer; some may be given up.
     unmapped: VecDeque<(TaskId, VertexId, usize)>,
+    /// Tasks that were begun and have not come to wait for anything.
+    starting: Arc<Starting>,
+    /// Those that wait until there are fewer; some may be given up.
+    unstarted: VecDeque<(TaskId, VertexId, Work<D::Output>)>,
+}
+
+/// A task that was begun.
+struct Running {
+    handle: AbortHandle,
+    vertex: Option<VertexId>,
+    /// It computes a map, of a vertex with inputs.
+    maps: bool,
 }
 
 struct Entry<D: Domain> {
@@ -122,23 +136,27 @@ impl<D: Domain> Driver<D> {
             next_cache: 0,
             replies: HashMap::new(),
             tasks: JoinSet::new(),
-            running: HashMap::new(),
-            handles: ByNumber::default(),
-            mapping: HashSet::new(),
+            running: ByNumber::default(),
+            mapping: 0,
             unmapped: VecDeque::new(),
+            starting: Arc::default(),
+            unstarted: VecDeque::new(),
         }
     }
 
     /// Runs until nobody can send any more.
     pub(crate) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<Message<D>>) {
+        let starting = self.starting.clone();
         loop {
             tokio::select! {
                 message = mailbox.recv() => match message {
                     Some(message) => self.handle(message),
                     None => return,
                 },
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.tasks.join_next() => self.ended(ended),
+                () = starting.fewer() => {}
             }
+            self.begin_waiting();
         }
     }
 
@@ -186,7 +204,10 @@ impl<D: Domain> Driver<D> {
                 self.carry_out(commands);
             }
             Message::Load { reply } => {
-                let _ = reply.send((self.vertices.len(), self.handles.len()));
+                let _ = reply.send((
+                    self.vertices.len(),
+                    self.running.len() + self.unstarted.len(),
+                ));
             }
         }
     }
@@ -200,7 +221,8 @@ impl<D: Domain> Driver<D> {
         caches: Vec<Arc<dyn CacheSource<D>>>,
     ) -> Result<VertexId, SolveError> {
         let caches: Vec<_> = caches.into_iter().map(|cache| self.cache(cache)).collect();
-        let mut here: HashMap<&str, VertexId> = HashMap::with_capacity(vertices.len());
+        let mut here: ByName<&str, VertexId> = ByName::default();
+        here.reserve(vertices.len());
         for vertex in &vertices {
             let mut inputs = One::with_capacity(vertex.inputs.len());
             for input in &vertex.inputs {
@@ -250,12 +272,19 @@ impl<D: Domain> Driver<D> {
                     vertex,
                     work: Work::CacheMap { index },
                 } if self.has_inputs(vertex) => self.unmapped.push_back((task, vertex, index)),
-                Command::Start { task, vertex, work } => self.start(task, vertex, work),
+                Command::Start {
+                    task,
+                    vertex,
+                    work: work @ Work::CacheMap { .. },
+                } => self.start(task, vertex, work, false),
+                Command::Start { task, vertex, work } => {
+                    self.unstarted.push_back((task, vertex, work));
+                }
                 Command::Abort { task } => {
-                    if let Some((handle, _)) = self.handles.remove(&task) {
-                        handle.abort();
+                    if let Some(running) = self.running.remove(&task) {
+                        running.handle.abort();
+                        self.mapping -= usize::from(running.maps);
                     }
-                    self.mapping.remove(&task);
                 }
                 Command::GivenUp { vertex } => {
                     if let Some(entry) = self.vertices.get(&vertex) {
@@ -298,7 +327,6 @@ impl<D: Domain> Driver<D> {
                 }
             }
         }
-        self.compute_maps();
     }
 
     fn has_inputs(&self, vertex: VertexId) -> bool {
@@ -306,19 +334,30 @@ impl<D: Domain> Driver<D> {
         entry.is_some_and(|entry| !entry.shared.vertex.inputs.is_empty())
     }
 
-    /// Begins to compute maps that wait. A graph asks for those of all its vertices at once, and
-    /// a task takes more memory than a vertex. Sources wait for nobody: they look far away.
-    fn compute_maps(&mut self) {
-        while self.mapping.len() < MAPS
+    /// Begins tasks that wait. A graph asks for the maps of all its vertices at once, and may have
+    /// as many that can be carried out, and a task takes more memory than a vertex. What has come
+    /// to wait for something keeps nobody waiting but other maps; those of sources wait for
+    /// nobody: they look far away.
+    fn begin_waiting(&mut self) {
+        while self.mapping < MAPS
             && let Some((task, vertex, index)) = self.unmapped.pop_front()
         {
             if self.core.runs(task) {
-                self.mapping.insert(task);
-                self.start(task, vertex, Work::CacheMap { index });
+                self.start(task, vertex, Work::CacheMap { index }, true);
+            }
+        }
+        while self.starting.count() < STARTING
+            && let Some((task, vertex, work)) = self.unstarted.pop_front()
+        {
+            if self.core.runs(task) {
+                self.start(task, vertex, work, false);
             }
         }
         if self.unmapped.is_empty() {
             self.unmapped = VecDeque::new();
+        }
+        if self.unstarted.is_empty() {
+            self.unstarted = VecDeque::new();
         }
     }
 
@@ -337,7 +376,8 @@ impl<D: Domain> Driver<D> {
         SolveError::NoOutput { name, index, count }
     }
 
-    fn start(&mut self, task: TaskId, vertex: VertexId, work: Work<D::Output>) {
+    /// `maps`: it computes a map, of a vertex with inputs.
+    fn start(&mut self, task: TaskId, vertex: VertexId, work: Work<D::Output>, maps: bool) {
         let Some(entry) = self.vertices.get(&vertex) else {
             return;
         };
@@ -350,26 +390,26 @@ impl<D: Domain> Driver<D> {
             _ => None,
         };
         let runner = Runner {
-            cx: OpContext {
-                progress: VertexProgress::new(
-                    entry.shared.vertex.digest.clone(),
-                    Arc::new(Fan(entry.shared.clone())),
-                ),
-                shared: entry.shared.clone(),
-            },
+            cx: OpContext::new(entry.shared.clone()),
             map: entry.map.clone(),
             results: self.results.clone(),
             cache,
             journal: self.journal.clone(),
             miss,
         };
-        let handle = self.tasks.spawn(runner.run(work));
-        self.running.insert(handle.id(), task);
-        self.handles.insert(task, (handle, Some(vertex)));
+        let starting = self.starting.watch(runner.run(work));
+        let handle = self.tasks.spawn(async move { (task, starting.await) });
+        let running = Running {
+            handle,
+            vertex: Some(vertex),
+            maps,
+        };
+        self.mapping += usize::from(maps);
+        self.running.insert(task, running);
     }
 
     /// What is to be explained of a vertex that has to be carried out, if somebody asks.
-    fn miss(&self, vertex: VertexId, entry: &Entry<D>) -> Option<Miss> {
+    fn miss(&self, vertex: VertexId, entry: &Entry<D>) -> Option<Box<Miss>> {
         self.journal.as_ref()?;
         let asking = entry.shared.who_asks();
         if asking.is_empty() {
@@ -395,7 +435,7 @@ impl<D: Domain> Driver<D> {
             }
         });
         let shared = &entry.shared.vertex;
-        Some(Miss {
+        Some(Box::new(Miss {
             vertex: shared.digest.clone(),
             name: shared.name.clone(),
             digest: entry.map.as_ref()?.digest.clone(),
@@ -406,7 +446,7 @@ impl<D: Domain> Driver<D> {
                 .iter()
                 .map(|(job, asks)| asks.operations(self.maps, || self.core.operations(*job)))
                 .collect(),
-        })
+        }))
     }
 
     fn open(&mut self, task: TaskId, cache: CacheId) {
@@ -419,24 +459,34 @@ impl<D: Domain> Driver<D> {
                 let error = describe(error);
                 tracing::warn!(cache = cache.name(), error, "a cache is not used");
             });
-            (Outcome::Opened(keys.ok()), None)
+            (task, (Outcome::Opened(keys.ok()), None))
         });
-        self.running.insert(handle.id(), task);
-        self.handles.insert(task, (handle, None));
+        let running = Running {
+            handle,
+            vertex: None,
+            maps: false,
+        };
+        self.running.insert(task, running);
     }
 
-    fn ended(&mut self, ended: Result<(Id, Ended<D>), tokio::task::JoinError>) {
-        let (id, outcome) = match ended {
-            Ok((id, outcome)) => (id, Some(outcome)),
-            Err(error) => (error.id(), None),
+    fn ended(&mut self, ended: Result<(TaskId, Ended<D>), JoinError>) {
+        let (task, outcome) = match ended {
+            Ok((task, outcome)) => (task, Some(outcome)),
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => {
+                // One that panicked does not say which it is.
+                let mut running = self.running.iter();
+                let running = running.find(|(_, running)| running.handle.id() == error.id());
+                let Some((task, _)) = running else {
+                    return; // Aborted.
+                };
+                (*task, None)
+            }
         };
-        let Some(task) = self.running.remove(&id) else {
-            return;
-        };
-        let Some((_, vertex)) = self.handles.remove(&task) else {
+        let Some(Running { vertex, maps, .. }) = self.running.remove(&task) else {
             return; // Aborted.
         };
-        self.mapping.remove(&task);
+        self.mapping -= usize::from(maps);
         let entry = vertex.and_then(|vertex| self.vertices.get_mut(&vertex));
         let (outcome, map) = match (outcome, &entry) {
             (Some(outcome), _) => outcome,

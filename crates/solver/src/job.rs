@@ -1,6 +1,5 @@
 //! The solver as its users see it.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,13 +34,14 @@ impl<D: Domain> SolverConfig<D> {
 
 /// Keeps results in memory, for ever.
 pub struct MemoryResults<D: Domain> {
-    results: Mutex<HashMap<String, D::Output>>,
+    /// Each is named by its place.
+    results: Mutex<Vec<D::Output>>,
 }
 
 impl<D: Domain> Default for MemoryResults<D> {
     fn default() -> Self {
         Self {
-            results: Mutex::new(HashMap::new()),
+            results: Mutex::new(Vec::new()),
         }
     }
 }
@@ -51,13 +51,13 @@ impl<D: Domain> ResultStore<D> for MemoryResults<D> {
     async fn save(&self, output: &D::Output) -> Option<String> {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         let id = results.len().to_string();
-        results.insert(id.clone(), output.clone());
+        results.push(output.clone());
         Some(id)
     }
 
     async fn load(&self, id: &str) -> Option<D::Output> {
         let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        results.get(id).cloned()
+        results.get(id.parse::<usize>().ok()?).cloned()
     }
 }
 

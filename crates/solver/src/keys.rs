@@ -4,8 +4,10 @@
 //! the keys of inputs to the key of the operation, results hang on keys. This is the shape of
 //! BuildKit's `CacheKeyStorage`, so that a cache written by one can be read by the other.
 
+use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use oci_spec::image::Digest;
@@ -13,14 +15,64 @@ use sha2::Digest as _;
 
 use crate::explain::{Journal, Noted};
 
+/// A text and its hash: keys and links are looked up much more often than they are made, and a
+/// table that holds many of them is not to look at each text that it passes.
+#[derive(Clone)]
+struct Text {
+    hash: u64,
+    text: Arc<str>,
+}
+
+/// The same for all texts, and another in each process: names from elsewhere are not made to fit.
+static HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
+
+impl Text {
+    fn new(text: impl Into<Arc<str>> + AsRef<str>) -> Self {
+        Self {
+            hash: HASHER.hash_one(text.as_ref()),
+            text: text.into(),
+        }
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        let same = || Arc::ptr_eq(&self.text, &other.text);
+        self.hash == other.hash && (same() || self.text == other.text)
+    }
+}
+
+impl Eq for Text {}
+
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
 /// Names a cache key. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(Arc<str>);
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct KeyId(Text);
+
+impl PartialOrd for KeyId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match self == other {
+            true => Ordering::Equal,
+            false => self.as_str().cmp(other.as_str()),
+        }
+    }
+}
 
 impl KeyId {
     /// Takes the name of a key that is known from elsewhere.
     pub fn new(id: &str) -> Self {
-        Self(id.into())
+        Self(Text::new(id))
     }
 
     /// The key of an operation over inputs with these keys. It follows from them, so what is
@@ -34,7 +86,7 @@ impl KeyId {
             hash.update("\n");
         }
         // 160 bits: nobody finds two that are equal.
-        Self(hex::encode(&hash.finalize()[..20]).into())
+        Self(Text::new(hex::encode(&hash.finalize()[..20])))
     }
 
     /// The key of something without inputs: it follows from the digest and the output alone.
@@ -42,24 +94,24 @@ impl KeyId {
     pub fn root(digest: &Digest, output: i64) -> Self {
         let text = format!("{digest}@{output}");
         let hash = sha2::Sha256::digest(text.as_bytes());
-        Self(format!("sha256:{}", hex::encode(hash)).into())
+        Self(Text::new(format!("sha256:{}", hex::encode(hash))))
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.0.text
     }
 }
 
 impl fmt::Debug for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 /// How the key of an input leads to the key of an operation. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Link(Arc<str>);
+pub struct Link(Text);
 
 /// What a [`Link`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,22 +131,22 @@ impl Link {
     /// looks at the part `selector`, or at all of it or its content.
     pub fn new(input: usize, output: usize, digest: &Digest, selector: Option<&Digest>) -> Self {
         let selector = selector.map(Digest::as_ref).unwrap_or("");
-        Self(format!("{input}/{output}/{digest}/{selector}").into())
+        Self(Text::new(format!("{input}/{output}/{digest}/{selector}")))
     }
 
     /// Takes the text of a link that was kept.
     pub fn from_text(text: &str) -> Self {
-        Self(text.into())
+        Self(Text::new(text))
     }
 
     /// One text for the whole link, unique and without spaces.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.0.text
     }
 
     /// What it says; `None` when its text is none that this crate made.
     pub fn parts(&self) -> Option<LinkParts> {
-        let parts: Vec<_> = self.0.split('/').collect();
+        let parts: Vec<_> = self.as_str().split('/').collect();
         let [input, output, digest, selector] = parts[..] else {
             return None;
         };
@@ -112,7 +164,7 @@ impl Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

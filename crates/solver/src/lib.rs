@@ -55,6 +55,7 @@ mod keys;
 mod memory;
 mod runner;
 mod shared;
+mod starting;
 mod vertex;
 
 pub use caches::{CacheKeys, CacheSource};

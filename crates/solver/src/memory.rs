@@ -1,11 +1,11 @@
 //! Keys in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::mem::take;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::caches::CacheKeys;
-use crate::core::push;
+use crate::core::{ByKey, ByName, One};
 use crate::explain::{Journal, MemoryJournal};
 use crate::keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link};
 
@@ -24,17 +24,17 @@ pub struct MemoryKeyStore {
 
 #[derive(Clone, Default)]
 struct Inner {
-    nodes: HashMap<KeyId, Box<Node>>,
+    nodes: ByKey<KeyId, Box<Node>>,
     /// The keys that each result hangs on.
-    owners: HashMap<Arc<str>, Vec<KeyId>>,
+    owners: ByName<Arc<str>, One<KeyId>>,
 }
 
 /// What is known of a key.
 #[derive(Clone, Default)]
 struct Node {
-    results: Vec<CacheResult>,
+    results: One<CacheResult>,
     /// What leads to it.
-    back: Vec<(KeyId, Link)>,
+    back: One<(KeyId, Link)>,
     /// What it leads to.
     out: Links,
 }
@@ -42,13 +42,13 @@ struct Node {
 /// Where links lead. Most keys have one, some have as many as a graph has vertices.
 #[derive(Clone)]
 enum Links {
-    Few(Vec<(Link, Vec<KeyId>)>),
-    Many(HashMap<Link, Vec<KeyId>>),
+    Few(One<(Link, One<KeyId>)>),
+    Many(Box<ByKey<Link, One<KeyId>>>),
 }
 
 impl Default for Links {
     fn default() -> Self {
-        Self::Few(Vec::new())
+        Self::Few(One::new())
     }
 }
 
@@ -63,12 +63,12 @@ impl Links {
     fn get(&self, link: &Link) -> &[KeyId] {
         let found = match self {
             Self::Few(links) => links.iter().find(|(known, _)| known == link),
-            Self::Many(links) => return links.get(link).map_or(&[], Vec::as_slice),
+            Self::Many(links) => return links.get(link).map_or(&[], |targets| targets),
         };
         found.map_or(&[], |(_, targets)| targets)
     }
 
-    fn get_mut(&mut self, link: &Link) -> Option<&mut Vec<KeyId>> {
+    fn get_mut(&mut self, link: &Link) -> Option<&mut One<KeyId>> {
         match self {
             Self::Few(links) => {
                 let found = links.iter_mut().find(|(known, _)| known == link);
@@ -90,12 +90,11 @@ impl Links {
         if let Self::Few(links) = self
             && links.len() == LISTED
         {
-            *self = Self::Many(take(links).into_iter().collect());
+            *self = Self::Many(Box::new(take(links).into_iter().collect()));
         }
-        let mut targets = Vec::new();
-        push(&mut targets, to.clone());
+        let targets = One::from_iter([to.clone()]);
         match self {
-            Self::Few(links) => push(links, (link.clone(), targets)),
+            Self::Few(links) => links.push((link.clone(), targets)),
             Self::Many(links) => drop(links.insert(link.clone(), targets)),
         }
         true
@@ -106,12 +105,12 @@ impl Links {
         let Some(targets) = self.get_mut(link) else {
             return false;
         };
-        targets.retain(|target| target != to);
+        targets.retain(|target| *target != *to);
         if !targets.is_empty() {
             return false;
         }
         match self {
-            Self::Few(links) => links.retain(|(known, _)| known != link),
+            Self::Few(links) => links.retain(|(known, _)| *known != *link),
             Self::Many(links) => drop(links.remove(link)),
         }
         true
@@ -238,7 +237,7 @@ impl Inner {
         let node = self.nodes.entry(from.clone()).or_default();
         if node.out.add(link, &to) {
             let back = &mut self.nodes.entry(to).or_default().back;
-            push(back, (from, link.clone()));
+            back.push((from, link.clone()));
         }
     }
 
@@ -248,8 +247,8 @@ impl Inner {
             Some(known) => *known = result,
             None => {
                 let owners = self.owners.entry(result.id.clone());
-                push(owners.or_default(), id);
-                push(&mut node.results, result);
+                owners.or_default().push(id);
+                node.results.push(result);
             }
         }
     }
@@ -332,7 +331,7 @@ impl KeyStore for MemoryKeyStore {
     fn results(&self, id: &KeyId) -> Vec<CacheResult> {
         let inner = self.lock();
         let node = inner.nodes.get(id);
-        node.map(|node| node.results.clone()).unwrap_or_default()
+        node.map(|node| node.results.to_vec()).unwrap_or_default()
     }
 
     fn add(&self, entry: KeyEntry) {

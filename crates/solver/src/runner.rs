@@ -27,12 +27,11 @@ pub(crate) struct Runner<D: Domain> {
     pub(crate) cache: Option<Arc<dyn CacheSource<D>>>,
     pub(crate) journal: Option<Arc<dyn Journal>>,
     /// What is to be explained.
-    pub(crate) miss: Option<Miss>,
+    pub(crate) miss: Option<Box<Miss>>,
 }
 
 impl<D: Domain> Runner<D> {
-    pub(crate) async fn run(self, work: Work<D::Output>) -> Ended<D> {
-        let shared = self.cx.shared.clone();
+    pub(crate) async fn run(mut self, work: Work<D::Output>) -> Ended<D> {
         let result = match work {
             Work::CacheMap { index } => match self.cache_map(index).await {
                 Ok((outcome, map)) => return (outcome, Some(map)),
@@ -40,14 +39,18 @@ impl<D: Domain> Runner<D> {
             },
             Work::ContentKey { input, output } => self.content_key(input, output).await,
             Work::Load { cache, result } => Ok(self.load(cache.is_some(), &result).await),
-            Work::Execute { inputs } => self.execute(inputs).await,
+            Work::Execute { inputs } => {
+                let miss = self.miss.take();
+                self.execute(&inputs, miss).await
+            }
         };
-        let outcome = result.unwrap_or_else(|error| Outcome::Failed(failure(&shared, error)));
+        let outcome =
+            result.unwrap_or_else(|error| Outcome::Failed(failure(&self.cx.shared, error)));
         (outcome, None)
     }
 
     /// What comes from elsewhere is kept here.
-    async fn load(self, elsewhere: bool, id: &str) -> OutcomeOf<D> {
+    async fn load(&self, elsewhere: bool, id: &str) -> OutcomeOf<D> {
         if !elsewhere {
             let found = self.results.load(id).await;
             return Outcome::Loaded(found.map(|output| (output, None)));
@@ -67,8 +70,8 @@ impl<D: Domain> Runner<D> {
     }
 
     /// Sources look things up far away to know what they are: users see that.
-    async fn cache_map(self, index: usize) -> Result<(OutcomeOf<D>, Arc<CacheMap<D>>), OpError> {
-        let vertex = self.cx.shared.vertex.clone();
+    async fn cache_map(&self, index: usize) -> Result<(OutcomeOf<D>, Arc<CacheMap<D>>), OpError> {
+        let vertex = &self.cx.shared.vertex;
         let shown = vertex.inputs.is_empty();
         if shown {
             self.cx.shared.started(false);
@@ -90,7 +93,7 @@ impl<D: Domain> Runner<D> {
         Ok((Outcome::CacheMap(info), map))
     }
 
-    async fn content_key(self, input: usize, output: D::Output) -> Result<OutcomeOf<D>, OpError> {
+    async fn content_key(&self, input: usize, output: D::Output) -> Result<OutcomeOf<D>, OpError> {
         let dep = self.map.as_ref().and_then(|map| map.deps.get(input));
         let content = dep.and_then(|dep| dep.content.clone());
         let content = content.ok_or("the input has no key from content")?;
@@ -102,21 +105,25 @@ impl<D: Domain> Runner<D> {
         Ok(Outcome::ContentKey(result?))
     }
 
-    async fn execute(mut self, inputs: Vec<D::Output>) -> Result<OutcomeOf<D>, OpError> {
-        let vertex = self.cx.shared.vertex.clone();
+    async fn execute(
+        &self,
+        inputs: &[D::Output],
+        miss: Option<Box<Miss>>,
+    ) -> Result<OutcomeOf<D>, OpError> {
+        let vertex = &self.cx.shared.vertex;
         self.cx.shared.started(false);
         let mut draft = None;
-        if let Some(miss) = self.miss.take() {
-            draft = self.draft(&inputs).await;
+        if let Some(miss) = miss {
+            draft = self.draft(inputs).await;
             self.explain(miss, draft.as_deref()).await;
         }
-        let result = vertex.op.execute(&self.cx, &inputs).await;
+        let result = vertex.op.execute(&self.cx, inputs).await;
         if let Err(error) = &result {
             self.cx.shared.completed(Some(describe(error)));
         }
         let outputs = result?;
         if draft.is_none() {
-            draft = self.draft(&inputs).await;
+            draft = self.draft(inputs).await;
         }
         let mut kept = Vec::with_capacity(outputs.len());
         for output in outputs {
@@ -155,7 +162,7 @@ impl<D: Domain> Runner<D> {
     }
 
     /// Tells those who asked why the vertex has to be carried out.
-    async fn explain(&self, mut miss: Miss, draft: Option<&Draft>) {
+    async fn explain(&self, mut miss: Box<Miss>, draft: Option<&Draft>) {
         let Some(journal) = self.journal.clone() else {
             return;
         };

@@ -43,12 +43,20 @@ impl Shown {
     }
 
     fn event<D: Domain>(&self, vertex: &Vertex<D>) -> Event {
-        let mut seen = HashSet::with_capacity(vertex.inputs.len());
         let inputs = vertex.inputs.iter().map(|input| &input.vertex);
-        let inputs = inputs.filter(|input| seen.insert(*input));
+        let inputs = match vertex.inputs.len() {
+            0 | 1 => inputs.cloned().collect(),
+            count => {
+                let mut seen = HashSet::with_capacity(count);
+                inputs
+                    .filter(|input| seen.insert(*input))
+                    .cloned()
+                    .collect()
+            }
+        };
         Event::Vertex(cooper_progress::Vertex {
             digest: vertex.digest.clone(),
-            inputs: inputs.cloned().collect(),
+            inputs,
             name: vertex.name.clone(),
             cached: self.cached,
             started: self.started,
@@ -235,11 +243,9 @@ impl<D: Domain> Shared<D> {
 }
 
 /// Whatever an operation says goes to everybody who needs the vertex now.
-pub(crate) struct Fan<D: Domain>(pub(crate) Arc<Shared<D>>);
-
-impl<D: Domain> Sink for Fan<D> {
+impl<D: Domain> Sink for Shared<D> {
     fn emit(&self, event: Event) {
-        let state = self.0.lock();
+        let state = self.lock();
         for member in &state.members {
             member.sink.emit(event.clone());
         }

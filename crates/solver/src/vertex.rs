@@ -1,7 +1,7 @@
 //! What is solved: vertices, and the operations that they carry out.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use cooper_progress::{ProgressGroup, VertexProgress};
@@ -131,10 +131,18 @@ pub trait ContentKey<D: Domain>: Send + Sync {
 /// What an operation may know of the world while it runs.
 pub struct OpContext<D: Domain> {
     pub(crate) shared: Arc<Shared<D>>,
-    pub(crate) progress: VertexProgress,
+    /// Made for the operations that say something.
+    progress: OnceLock<VertexProgress>,
 }
 
 impl<D: Domain> OpContext<D> {
+    pub(crate) fn new(shared: Arc<Shared<D>>) -> Self {
+        Self {
+            shared,
+            progress: OnceLock::new(),
+        }
+    }
+
     /// The vertex that the operation belongs to.
     pub fn vertex(&self) -> &Vertex<D> {
         &self.shared.vertex
@@ -142,7 +150,10 @@ impl<D: Domain> OpContext<D> {
 
     /// Speaks to the users who wait for the vertex.
     pub fn progress(&self) -> &VertexProgress {
-        &self.progress
+        self.progress.get_or_init(|| {
+            let digest = self.shared.vertex.digest.clone();
+            VertexProgress::new(digest, self.shared.clone())
+        })
     }
 
     /// The jobs that need the vertex now. Others may come and these may go while it runs: ask

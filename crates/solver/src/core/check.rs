@@ -137,7 +137,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
         let ids: usize = self.edges.values().map(|edge| edge.ids.len()).sum();
         assert_eq!(held, ids, "keys are held by those who have them");
         let links: usize = self.known.values().map(|known| known.links.len()).sum();
-        let pending: usize = self.pending.values().map(Vec::len).sum();
+        let pending: usize = self.pending.values().map(|targets| targets.len()).sum();
         assert_eq!(links, pending);
         for (request, (job, edge)) in &self.requests {
             assert!(self.edges[edge].rare.get().requests.contains(request));

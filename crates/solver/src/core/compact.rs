@@ -11,23 +11,29 @@ use super::{CacheId, EdgeId, RequestId};
 
 /// What a vertex is called: short, and different for different digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Name(u128);
+pub(crate) struct Name([u64; 2]);
 
 impl Name {
     /// The first half of the digest's own hash: nobody finds another digest with the same.
     pub(crate) fn of(digest: &str) -> Self {
         let hash = sha2::Sha256::digest(digest.as_bytes());
-        let (half, _) = hash.split_at(16);
-        Self(
-            half.iter()
-                .fold(0, |name, byte| name << 8 | u128::from(*byte)),
-        )
+        let number = |bytes: &[u8]| {
+            let bytes = bytes.iter();
+            bytes.fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        Self([number(&hash[..8]), number(&hash[8..16])])
     }
 }
 
 /// By numbers that this crate gives: they are all different in their low bits, and no client
 /// chooses them.
 pub(crate) type ByNumber<T> = HashMap<u64, T, BuildHasherDefault<NumberHasher>>;
+
+/// By keys and links, which bring their hashes along.
+pub(crate) type ByKey<K, T> = HashMap<K, T, BuildHasherDefault<NumberHasher>>;
+
+/// By what a client may choose: the hash differs from process to process.
+pub(crate) type ByName<K, T> = HashMap<K, T, foldhash::fast::RandomState>;
 
 /// Spreads numbers (Fibonacci hashing).
 #[derive(Default)]
@@ -40,12 +46,13 @@ impl Hasher for NumberHasher {
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.write_u64(self.0 ^ u64::from(*byte));
+            self.write_u64(u64::from(*byte));
         }
     }
 
     fn write_u64(&mut self, number: u64) {
-        let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let both = self.0.rotate_left(23) ^ number;
+        let spread = both.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = spread ^ (spread >> 32);
     }
 }

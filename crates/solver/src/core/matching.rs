@@ -310,7 +310,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             .entry((from.clone(), link.clone()))
             .or_default();
         if !targets.contains(to) {
-            push(targets, to.clone());
+            targets.push(to.clone());
             let known = self.known.entry(to.clone()).or_default();
             push(&mut known.links, (from, link));
         }
@@ -332,7 +332,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             foreign: true,
             ..KeyState::default()
         };
-        let state = self.known.entry(key).or_insert_with(|| Box::new(nowhere));
+        let state = self.known.entry(key).or_insert(nowhere);
         state.foreign &= found.foreign;
         state.holders += u32::from(new);
     }

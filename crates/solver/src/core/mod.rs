@@ -45,7 +45,7 @@ use std::sync::Arc;
 use oci_spec::image::Digest;
 
 use compact::Seldom;
-pub(crate) use compact::{ByNumber, Name, Numbered, One, push};
+pub(crate) use compact::{ByKey, ByName, ByNumber, Name, Numbered, One, push};
 
 use crate::caches::CacheKeys;
 use crate::explain::Draft;
@@ -379,16 +379,16 @@ pub(crate) struct Errors<E> {
 pub(crate) struct Core<O, E> {
     keys: Arc<dyn KeyStore>,
     vertices: Numbered<VertexState<O, E>>,
-    by_name: HashMap<Name, VertexId>,
+    by_name: ByName<Name, VertexId>,
     /// Those that are to be built anew are others.
-    by_name_anew: HashMap<Name, VertexId>,
+    by_name_anew: ByName<Name, VertexId>,
     edges: Numbered<EdgeState<O, E>>,
-    known: HashMap<KeyId, Box<KeyState>>,
+    known: ByKey<KeyId, KeyState>,
     /// Links that are not kept, of [`KeyState::links`].
-    pending: HashMap<(KeyId, Link), Vec<KeyId>>,
+    pending: ByKey<(KeyId, Link), One<KeyId>>,
     caches: HashMap<CacheId, CacheState>,
     /// Results that edges made, and how many of these there are still.
-    made: HashMap<Arc<str>, usize>,
+    made: ByName<Arc<str>, usize>,
     tasks: ByNumber<Task>,
     jobs: HashMap<JobId, JobState>,
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
@@ -419,13 +419,13 @@ impl<O: Clone, E: Clone> Core<O, E> {
         Self {
             keys,
             vertices: Numbered::default(),
-            by_name: HashMap::new(),
-            by_name_anew: HashMap::new(),
+            by_name: ByName::default(),
+            by_name_anew: ByName::default(),
             edges: Numbered::default(),
-            known: HashMap::new(),
-            pending: HashMap::new(),
+            known: ByKey::default(),
+            pending: ByKey::default(),
             caches: HashMap::new(),
-            made: HashMap::new(),
+            made: ByName::default(),
             tasks: ByNumber::default(),
             jobs: HashMap::new(),
             requests: BTreeMap::new(),

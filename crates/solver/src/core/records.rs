@@ -285,7 +285,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     fn unlink(&mut self, key: &KeyId, links: Vec<(KeyId, Link)>) {
         for end in links {
             if let Some(targets) = self.pending.get_mut(&end) {
-                targets.retain(|target| target != key);
+                targets.retain(|target| *target != *key);
                 if targets.is_empty() {
                     self.pending.remove(&end);
                 }

@@ -1,0 +1,59 @@
+//! Tasks that were begun and have not yet come to wait for anything.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use tokio::sync::Notify;
+
+/// How many there are. What waits for a process or the network may be as many as a graph has; what
+/// only waits for a processor would take memory for nothing.
+#[derive(Default)]
+pub(crate) struct Starting {
+    count: AtomicUsize,
+    fewer: Notify,
+}
+
+/// One of them; it counts until it is dropped.
+struct Begun(Arc<Starting>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Starting {
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// When one of them has come to wait since the last time. One that ended or was given up is
+    /// heard of by its end.
+    pub(crate) async fn fewer(&self) {
+        self.fewer.notified().await;
+    }
+
+    /// Counts a task from now until it waits for something, ends or is dropped.
+    pub(crate) fn watch<F: Future>(
+        self: &Arc<Self>,
+        task: F,
+    ) -> impl Future<Output = F::Output> + use<F> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut begun = Some(Begun(self.clone()));
+        async move {
+            let mut task = pin!(task);
+            std::future::poll_fn(move |cx| {
+                let polled = task.as_mut().poll(cx);
+                if let (Poll::Pending, Some(begun)) = (&polled, begun.take()) {
+                    let starting = begun.0.clone();
+                    drop(begun);
+                    starting.fewer.notify_one();
+                }
+                polled
+            })
+            .await
+        }
+    }
+}
