@@ -12,6 +12,7 @@ use cooper_executor::{
 };
 use cooper_sys::Root;
 use cooper_sys::cgroup::Hierarchies;
+use oci_spec::runtime::Spec;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug_span};
@@ -24,6 +25,9 @@ use crate::spawn::{self, Spawned};
 use crate::stdio::{Ends, Stdio};
 use crate::sweep;
 use crate::up::Up;
+
+/// The name of a container's group in a group of ours.
+const INNER: &str = "container";
 
 /// Runs containers through an OCI runtime.
 ///
@@ -175,7 +179,7 @@ impl Shared {
             context.network_namespace = Some(namespace.path().to_owned());
         }
         make_cwd(&root, Path::new(&process.cwd), &user)?;
-        let config = oci_spec(&spec, &process, &user, &context)?;
+        let mut config = oci_spec(&spec, &process, &user, &context)?;
         let creating = debug_span!("create").entered();
         let cgroup = context.cgroup(&spec);
         let group = Group::new(self.machine.hierarchies().clone(), &cgroup);
@@ -199,6 +203,9 @@ impl Shared {
             }
             (Runtime::BuiltIn(_), None) => return Err(ExecError::Closed),
             (Runtime::Binary(binary), _) => {
+                if !binary.keeps() {
+                    self.enclose_group(&mut config, &bundle, &cgroup)?;
+                }
                 bundle.configure(&config)?;
                 let pid_file = bundle.dir().join("pid");
                 let mut command = binary.run(&id, bundle.dir(), &pid_file, is_of_systemd(&cgroup));
@@ -230,6 +237,32 @@ impl Shared {
         let owned = owned.instrument(tracing::Span::current());
         self.tracker.spawn_on(owned, runtime);
         Ok(Handle::new(container))
+    }
+
+    /// Has the container's group made within the one that would be its own, `path`. A runtime
+    /// that removes the group when the container ends leaves the outer one, and there version 2
+    /// counts all that was within: the kills for want of memory, too (cgroup-v2.rst,
+    /// "memory.events"), which version 1 counts in the group itself alone.
+    fn enclose_group(
+        &self,
+        config: &mut Spec,
+        bundle: &Bundle,
+        path: &str,
+    ) -> Result<(), ExecError> {
+        let hierarchies = self.machine.hierarchies();
+        // A scope of systemd is in no other.
+        if !hierarchies.unified() || is_of_systemd(path) {
+            return Ok(());
+        }
+        if let Some(linux) = config.linux_mut()
+            && let Some(own) = linux.cgroups_path()
+        {
+            let inner = own.join(INNER);
+            linux.set_cgroups_path(Some(inner));
+            // The configuration does not name it any more: it is found by this after a crash.
+            bundle.write(builtin::CGROUP, hierarchies.absolute(path))?;
+        }
+        Ok(())
     }
 
     /// The id, the folder and, for the built-in runtime, the control group of a container.

@@ -50,8 +50,9 @@ pub(crate) struct Binary {
     binary: PathBuf,
     state: PathBuf,
     /// Whether it can be told to leave the container's remains when it has ended: then the
-    /// control group can still be asked why, and there is no second process to remove it. Asked
-    /// of it when the first container is made, so that a daemon is there sooner.
+    /// control group can still be asked why, and there is no second process to remove it. Others
+    /// are given a group in one of ours. Asked of it when the first
+    /// container is made, so that a daemon is there sooner.
     keep: OnceLock<bool>,
 }
 
@@ -76,8 +77,9 @@ impl Binary {
         })
     }
 
-    /// One that cannot be asked is not told either: what is wrong with it shows when it runs.
-    fn keeps(&self) -> bool {
+    /// Whether it leaves the container's remains when it is told to. One that cannot be asked is
+    /// not told either: what is wrong with it shows when it runs.
+    pub(crate) fn keeps(&self) -> bool {
         *self.keep.get_or_init(|| {
             let help = help(&self.binary).unwrap_or_default();
             String::from_utf8_lossy(&help).contains("--keep")

@@ -30,6 +30,8 @@ async fn crun_conforms() {
     if there && !hybrid {
         let quirks = Quirks {
             keeps_terminal_size: crun_version() < [1, 8, 7],
+            hides_program: crun_version() < [1, 21, 0],
+            follows_no_dangling_link: true,
         };
         conforms("crun", quirks).await;
     }

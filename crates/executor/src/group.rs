@@ -33,10 +33,10 @@ impl Group {
         self.hierarchies.kill(&self.path);
     }
 
-    /// Whether `pid` is in it.
+    /// Whether `pid` is in it or below it.
     pub fn contains(&self, pid: u32) -> bool {
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        text.lines().any(|line| line.ends_with(&*self.path))
+        is_below(&text, &self.path)
     }
 
     /// Whether the kernel killed something in it for want of memory.
@@ -95,6 +95,15 @@ impl Group {
     }
 }
 
+/// Whether a process with these groups (`/proc/pid/cgroup`) is in the group `path` or below it.
+/// Those of an ordinary user are named from further up.
+fn is_below(groups: &str, path: &str) -> bool {
+    groups.lines().any(|line| {
+        let mut found = line.match_indices(path);
+        found.any(|(begin, _)| matches!(line.as_bytes().get(begin + path.len()), None | Some(b'/')))
+    })
+}
+
 /// Whether a configuration names a scope of systemd (`slice:prefix:name`) and not a path.
 pub fn is_of_systemd(path: &str) -> bool {
     !path.starts_with('/') && path.split(':').count() == 3
@@ -145,6 +154,20 @@ pub fn process_ended_blocking(pidfd: &PidFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_in_a_group_or_below_it() {
+        for (groups, expected) in [
+            ("0::/buildkit/id\n", true),
+            ("0::/buildkit/id/id\n", true),
+            ("1:name=systemd:/\n0::/user.slice/own/buildkit/id\n", true),
+            ("0::/buildkit/id2\n", false),
+            ("0::/buildkit\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_below(groups, "/buildkit/id"), expected, "{groups}");
+        }
+    }
 
     #[test]
     fn scopes_are_in_the_folders_of_their_slices() {

@@ -46,6 +46,11 @@ pub struct Quirks {
     /// It tells a process that its terminal has another size, and gives the terminal none: crun
     /// before 1.8.7 (containers/crun, pull request 1262).
     pub keeps_terminal_size: bool,
+    /// Of a command that is not executable it says why and not which it is: crun before 1.21
+    /// (containers/crun, pull request 1672).
+    pub hides_program: bool,
+    /// It makes no mount point behind a link that leads to nothing: crun 1.8.
+    pub follows_no_dangling_link: bool,
 }
 
 /// Runs the suite on executors that `open` makes, each for a root folder and a parent of
@@ -118,7 +123,7 @@ pub async fn run_with(quirks: Quirks, open: impl Fn(&Path, &str) -> Arc<dyn Exec
         limits::other_limits_are_those_of_the_daemon,
         limits::an_unknown_limit_is_named,
         limits::a_kill_is_no_want_of_memory,
-        limits::use_is_told_where_it_is_measured,
+        limits::use_is_told,
         confined::capabilities_are_exactly_the_usual,
         confined::other_users_have_no_capabilities,
         confined::an_insecure_container_has_what_the_daemon_has,
