@@ -18,6 +18,8 @@ const DIR: &str = "COOPER_TEST_KILLED_DIR";
 fn config(dir: &Path) -> RuncConfig {
     let mut config = RuncConfig::new(dir.join("executor"));
     config.cgroup_parent = parent(dir);
+    let binary = std::env::var_os("COOPER_TEST_RUNTIME");
+    config.binary = binary.filter(|name| !name.is_empty()).map(Into::into);
     config
 }
 
@@ -89,7 +91,8 @@ async fn what_a_killed_process_left_is_removed() {
     assert!(!hierarchies.processes(&parent).is_empty());
     let begun = Instant::now();
     let executor = RuncExecutor::new(config(dir.path())).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    // An emulated machine takes its time.
+    assert!(begun.elapsed() < Duration::from_secs(20));
     assert_eq!(hierarchies.processes(&parent), [0; 0]);
     assert_eq!(MountPoint::below(dir.path()).unwrap(), []);
     for left in ["containers", "state"] {

@@ -20,15 +20,20 @@ pub(crate) fn output(bench: &Bench, mut exec: Exec) -> String {
     std::fs::read_to_string(out.path().join("out")).unwrap()
 }
 
-/// The only group below `parent`.
+/// The only group below `parent`, at any depth, that has a process: the built-in runtime keeps some
+/// ready that have none, and for crun there is one around the container's.
 pub(crate) fn only(parent: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(parent).ok()?;
     let mut groups = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join("cgroup.procs").exists());
-    // The built-in runtime keeps some ready: this one has a process.
-    groups.find(|group| {
-        std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
+        .filter(|path| path.is_dir());
+    groups.find_map(|group| {
+        let processes = std::fs::read_to_string(group.join("cgroup.procs")).ok()?;
+        if processes.is_empty() {
+            only(&group)
+        } else {
+            Some(group)
+        }
     })
 }
 
