@@ -246,6 +246,9 @@ impl<D: Domain> Driver<D> {
                 self.vertices.insert(id, entry);
             }
             here.insert(vertex.digest.as_ref(), id);
+            // At once: later it would have to be looked at again.
+            let commands = self.core.commands();
+            self.carry_out(commands);
         }
         let found = here.get(edge.vertex.as_ref());
         found.copied().ok_or_else(|| SolveError::MissingVertex {

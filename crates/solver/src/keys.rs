@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use oci_spec::image::Digest;
 use sha2::Digest as _;
+use smallvec::SmallVec;
 
 use crate::explain::{Journal, Noted};
 
@@ -50,6 +51,31 @@ impl Hash for Text {
     }
 }
 
+/// What this module put together of names and numbers.
+fn ascii(text: &[u8]) -> &str {
+    std::str::from_utf8(text).expect("digests and numbers are text")
+}
+
+/// Writes bytes as hexadecimal digits; `digits` is twice as long.
+fn hex_of<'a>(bytes: &[u8], digits: &'a mut [u8]) -> &'a str {
+    hex::encode_to_slice(bytes, digits).expect("it is twice as long");
+    ascii(digits)
+}
+
+/// Adds a number in decimal digits.
+fn push_number(text: &mut SmallVec<[u8; 256]>, mut number: usize) {
+    let begin = text.len();
+    loop {
+        let digit = u8::try_from(number % 10).expect("a digit is small");
+        text.push(b'0' + digit);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    text[begin..].reverse();
+}
+
 /// Names a cache key. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyId(Text);
@@ -86,15 +112,20 @@ impl KeyId {
             hash.update("\n");
         }
         // 160 bits: nobody finds two that are equal.
-        Self(Text::new(hex::encode(&hash.finalize()[..20])))
+        let mut name = [0; 40];
+        Self(Text::new(hex_of(&hash.finalize()[..20], &mut name)))
     }
 
     /// The key of something without inputs: it follows from the digest and the output alone.
     /// An output of -1 stands for content as such, whoever made it.
     pub fn root(digest: &Digest, output: i64) -> Self {
-        let text = format!("{digest}@{output}");
-        let hash = sha2::Sha256::digest(text.as_bytes());
-        Self(Text::new(format!("sha256:{}", hex::encode(hash))))
+        let mut hash = sha2::Sha256::new();
+        let text: &str = digest.as_ref();
+        hash.update(text);
+        hash.update(format!("@{output}"));
+        let mut name = *b"sha256:0000000000000000000000000000000000000000000000000000000000000000";
+        hex_of(&hash.finalize(), &mut name[7..]);
+        Self(Text::new(ascii(&name)))
     }
 
     /// The name.
@@ -131,7 +162,17 @@ impl Link {
     /// looks at the part `selector`, or at all of it or its content.
     pub fn new(input: usize, output: usize, digest: &Digest, selector: Option<&Digest>) -> Self {
         let selector = selector.map(Digest::as_ref).unwrap_or("");
-        Self(Text::new(format!("{input}/{output}/{digest}/{selector}")))
+        // Made for each look-up: on the stack, where it mostly has room.
+        let mut text = SmallVec::<[u8; 256]>::new();
+        for number in [input, output] {
+            push_number(&mut text, number);
+            text.push(b'/');
+        }
+        let digest: &str = digest.as_ref();
+        text.extend_from_slice(digest.as_bytes());
+        text.push(b'/');
+        text.extend_from_slice(selector.as_bytes());
+        Self(Text::new(ascii(&text)))
     }
 
     /// Takes the text of a link that was kept.

@@ -115,7 +115,7 @@ impl<D: Domain> Runner<D> {
         let mut draft = None;
         if let Some(miss) = miss {
             draft = self.draft(inputs).await;
-            self.explain(miss, draft.as_deref()).await;
+            Box::pin(self.explain(miss, draft.as_deref())).await;
         }
         let result = vertex.op.execute(&self.cx, inputs).await;
         if let Err(error) = &result {
@@ -140,6 +140,11 @@ impl<D: Domain> Runner<D> {
     /// What the operation is made of, to be kept with its result.
     async fn draft(&self, inputs: &[D::Output]) -> Option<Box<Draft>> {
         self.journal.as_ref()?;
+        // Most of a task's memory is not taken for what few of them do.
+        Box::pin(self.make_draft(inputs)).await
+    }
+
+    async fn make_draft(&self, inputs: &[D::Output]) -> Option<Box<Draft>> {
         let (vertex, map) = (&self.cx.shared.vertex, self.map.as_ref()?);
         let description = vertex.describe()?;
         if description.volatile {

@@ -22,7 +22,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             }
             cache.waiting.push(id);
             if cache.task.is_none() {
-                let task = self.number();
+                let task = self.task_number();
                 self.tasks.insert(task, Task::Open(name));
                 self.commands.push(Command::Open { task, cache: name });
                 if let Some(cache) = self.caches.get_mut(&name) {

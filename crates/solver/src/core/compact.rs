@@ -1,6 +1,6 @@
 //! Small in memory: of most things a vertex has exactly one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -71,14 +71,18 @@ pub(crate) fn push<T>(list: &mut Vec<T>, value: T) {
 /// So many numbers that follow each other share a page.
 const PAGE: usize = 16;
 
-/// Things by numbers that were given one after the other: what is made one after the other, as
+/// Things by numbers that are given one after the other: what is made one after the other, as
 /// the vertices of a graph are, lies side by side, and is gone through in that order. That is
 /// what a graph costs that is larger than the processor's cache.
 ///
-/// A page is there as long as one of its things is.
+/// A page is there as long as one of its things is. The list of pages goes from the lowest number
+/// that is there to the highest, and takes half a byte for each number between them.
 pub(crate) struct Numbered<T> {
-    pages: ByNumber<Box<Page<T>>>,
+    pages: VecDeque<Option<Box<Page<T>>>>,
+    /// The number of the first page.
+    first: u64,
     count: usize,
+    given: u64,
 }
 
 struct Page<T> {
@@ -89,28 +93,44 @@ struct Page<T> {
 impl<T> Default for Numbered<T> {
     fn default() -> Self {
         Self {
-            pages: ByNumber::default(),
+            pages: VecDeque::new(),
+            first: 0,
             count: 0,
+            given: 0,
         }
     }
 }
 
+/// The page of a number, and its place there.
+fn place(number: u64) -> (u64, usize) {
+    let pages = PAGE as u64;
+    let place = usize::try_from(number % pages).expect("a page is small");
+    (number / pages, place)
+}
+
 impl<T> Numbered<T> {
-    /// The page of a number, and its place there.
-    fn place(number: u64) -> (u64, usize) {
-        let pages = PAGE as u64;
-        let place = usize::try_from(number % pages).expect("a page is small");
-        (number / pages, place)
+    /// A number that was not given before.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.given += 1;
+        self.given
+    }
+
+    /// Where the page with a number is among the pages, if it is not before all of them.
+    fn index(&self, page: u64) -> Option<usize> {
+        usize::try_from(page.checked_sub(self.first)?).ok()
     }
 
     pub(crate) fn get(&self, number: &u64) -> Option<&T> {
-        let (page, place) = Self::place(*number);
-        self.pages.get(&page)?.things[place].as_ref()
+        let (page, place) = place(*number);
+        let page = self.pages.get(self.index(page)?)?.as_ref()?;
+        page.things[place].as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, number: &u64) -> Option<&mut T> {
-        let (page, place) = Self::place(*number);
-        self.pages.get_mut(&page)?.things[place].as_mut()
+        let (page, place) = place(*number);
+        let index = self.index(page)?;
+        let page = self.pages.get_mut(index)?.as_mut()?;
+        page.things[place].as_mut()
     }
 
     pub(crate) fn contains_key(&self, number: &u64) -> bool {
@@ -119,8 +139,19 @@ impl<T> Numbered<T> {
 
     /// Nothing has the number.
     pub(crate) fn insert(&mut self, number: u64, thing: T) {
-        let (page, place) = Self::place(number);
-        let page = self.pages.entry(page).or_insert_with(|| {
+        let (page, place) = place(number);
+        if self.pages.is_empty() {
+            self.first = page;
+        }
+        while page < self.first {
+            self.pages.push_front(None);
+            self.first -= 1;
+        }
+        let index = self.index(page).expect("it is not before the first");
+        if self.pages.len() <= index {
+            self.pages.resize_with(index + 1, || None);
+        }
+        let page = self.pages[index].get_or_insert_with(|| {
             Box::new(Page {
                 things: std::array::from_fn(|_| None),
                 count: 0,
@@ -133,13 +164,22 @@ impl<T> Numbered<T> {
     }
 
     pub(crate) fn remove(&mut self, number: &u64) -> Option<T> {
-        let (number, place) = Self::place(*number);
-        let page = self.pages.get_mut(&number)?;
+        let (page, place) = place(*number);
+        let index = self.index(page)?;
+        let slot = self.pages.get_mut(index)?;
+        let page = slot.as_mut()?;
         let thing = page.things[place].take()?;
         page.count -= 1;
         self.count -= 1;
         if page.count == 0 {
-            self.pages.remove(&number);
+            *slot = None;
+            while let Some(None) = self.pages.back() {
+                self.pages.pop_back();
+            }
+            while let Some(None) = self.pages.front() {
+                self.pages.pop_front();
+                self.first += 1;
+            }
         }
         Some(thing)
     }
@@ -148,16 +188,17 @@ impl<T> Numbered<T> {
         self.count
     }
 
-    /// In no order.
+    /// In the order of their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.pages.iter().flat_map(|(number, page)| {
-            let numbers = number * PAGE as u64..;
-            let things = numbers.zip(&page.things);
+        let pages = (self.first..).zip(&self.pages);
+        pages.flat_map(|(number, page)| {
+            let things = page.iter().flat_map(|page| &page.things);
+            let things = (number * PAGE as u64..).zip(things);
             things.filter_map(|(number, thing)| Some((number, thing.as_ref()?)))
         })
     }
 
-    /// In no order.
+    /// In the order of their numbers.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.iter().map(|(_, thing)| thing)
     }

@@ -39,7 +39,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     }
 
     fn make(&mut self, spec: Spec) -> VertexId {
-        let id = self.number();
+        let id = self.vertices.number();
         let names = match spec.ignore_cache {
             true => &mut self.by_name_anew,
             false => &mut self.by_name,
@@ -233,7 +233,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
 
     /// Makes the edge for an output; those of the inputs are there.
     fn make_edge(&mut self, vertex: VertexId, index: usize) {
-        let id = self.number();
+        let id = self.edges.number();
         let count = self.vertex(vertex).spec.inputs.len();
         let mut deps = One::with_capacity(count);
         let mut ready = [0; 4];

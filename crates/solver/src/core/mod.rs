@@ -394,7 +394,7 @@ pub(crate) struct Core<O, E> {
     requests: BTreeMap<RequestId, (JobId, EdgeId)>,
     queue: VecDeque<EdgeId>,
     commands: Vec<Command<O, E>>,
-    next: u64,
+    last_task: TaskId,
     /// How many vertices and edges have failed and were not forgiven.
     failures: usize,
     /// Something may be needed less than before.
@@ -431,7 +431,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             requests: BTreeMap::new(),
             queue: VecDeque::new(),
             commands: Vec::new(),
-            next: 1,
+            last_task: 0,
             failures: 0,
             released: false,
             errors,
@@ -439,9 +439,9 @@ impl<O: Clone, E: Clone> Core<O, E> {
         }
     }
 
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn task_number(&mut self) -> TaskId {
+        self.last_task += 1;
+        self.last_task
     }
 
     fn edge(&self, id: EdgeId) -> &EdgeState<O, E> {
@@ -485,7 +485,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
     }
 
     fn start(&mut self, vertex: VertexId, task: Task, work: Work<O>) -> TaskId {
-        let id = self.number();
+        let id = self.task_number();
         self.tasks.insert(id, task);
         self.commands.push(Command::Start {
             task: id,
@@ -499,6 +499,11 @@ impl<O: Clone, E: Clone> Core<O, E> {
         if self.tasks.remove(&task).is_some() {
             self.commands.push(Command::Abort { task });
         }
+    }
+
+    /// What the driver has to do by now; more follows when something is asked for.
+    pub(crate) fn commands(&mut self) -> Vec<Command<O, E>> {
+        std::mem::take(&mut self.commands)
     }
 
     /// Does all that can be done now, and returns what the driver has to do.
