@@ -15,7 +15,7 @@ use crate::core::{
 use crate::explain::{Journal, Miss, MissInput};
 use crate::runner::{Runner, describe, failure};
 use crate::shared::{Explained, JobId, Member, Shared};
-use crate::starting::Starting;
+use crate::starting::{Begun, Starting};
 use crate::{
     CacheMap, CacheSource, Domain, Edge, OpContext, OpError, ResultStore, SolveError, SolverConfig,
     Vertex,
@@ -83,7 +83,7 @@ pub(crate) struct Driver<D: Domain> {
     cache_names: HashMap<String, CacheId>,
     next_cache: CacheId,
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
-    tasks: JoinSet<(TaskId, Ended<D>)>,
+    tasks: JoinSet<(TaskId, Option<Begun>, Ended<D>)>,
     running: ByNumber<Running>,
     /// How many maps are computed now, of vertices with inputs.
     mapping: usize,
@@ -401,7 +401,10 @@ impl<D: Domain> Driver<D> {
             miss,
         };
         let starting = self.starting.watch(runner.run(work));
-        let handle = self.tasks.spawn(async move { (task, starting.await) });
+        let handle = self.tasks.spawn(async move {
+            let (begun, ended) = starting.await;
+            (task, begun, ended)
+        });
         let running = Running {
             handle,
             vertex: Some(vertex),
@@ -462,7 +465,7 @@ impl<D: Domain> Driver<D> {
                 let error = describe(error);
                 tracing::warn!(cache = cache.name(), error, "a cache is not used");
             });
-            (task, (Outcome::Opened(keys.ok()), None))
+            (task, None, (Outcome::Opened(keys.ok()), None))
         });
         let running = Running {
             handle,
@@ -472,9 +475,9 @@ impl<D: Domain> Driver<D> {
         self.running.insert(task, running);
     }
 
-    fn ended(&mut self, ended: Result<(TaskId, Ended<D>), JoinError>) {
+    fn ended(&mut self, ended: Result<(TaskId, Option<Begun>, Ended<D>), JoinError>) {
         let (task, outcome) = match ended {
-            Ok((task, outcome)) => (task, Some(outcome)),
+            Ok((task, _, outcome)) => (task, Some(outcome)),
             Err(error) if error.is_cancelled() => return,
             Err(error) => {
                 // One that panicked does not say which it is.

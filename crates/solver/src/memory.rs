@@ -15,7 +15,7 @@ const FEW: usize = 4;
 /// So many links of a key are looked through one by one.
 const LISTED: usize = 8;
 
-/// Keeps keys in memory: about 600 bytes for one with one link and one result.
+/// Keeps keys in memory: about 750 bytes for one with one link and one result.
 #[derive(Default)]
 pub struct MemoryKeyStore {
     inner: Mutex<Inner>,

@@ -3,7 +3,6 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 
 use tokio::sync::Notify;
 
@@ -16,7 +15,7 @@ pub(crate) struct Starting {
 }
 
 /// One of them; it counts until it is dropped.
-struct Begun(Arc<Starting>);
+pub(crate) struct Begun(Arc<Starting>);
 
 impl Drop for Begun {
     fn drop(&mut self) {
@@ -35,25 +34,56 @@ impl Starting {
         self.fewer.notified().await;
     }
 
-    /// Counts a task from now until it waits for something, ends or is dropped.
+    /// Counts a task from now until it waits for something or is dropped. One that ends without
+    /// gives what to drop when somebody has taken its output: it takes memory until then.
     pub(crate) fn watch<F: Future>(
         self: &Arc<Self>,
         task: F,
-    ) -> impl Future<Output = F::Output> + use<F> {
+    ) -> impl Future<Output = (Option<Begun>, F::Output)> + use<F> {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut begun = Some(Begun(self.clone()));
         async move {
             let mut task = pin!(task);
             std::future::poll_fn(move |cx| {
                 let polled = task.as_mut().poll(cx);
-                if let (Poll::Pending, Some(begun)) = (&polled, begun.take()) {
+                if let Some(begun) = begun.take_if(|_| polled.is_pending()) {
                     let starting = begun.0.clone();
                     drop(begun);
                     starting.fewer.notify_one();
                 }
-                polled
+                polled.map(|output| (begun.take(), output))
             })
             .await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_or_is_dropped_is_not_counted() {
+        let starting = Arc::<Starting>::default();
+        let (ends, waits, goes) = (
+            starting.watch(ready(7)),
+            starting.watch(pending::<()>()),
+            starting.watch(pending::<()>()),
+        );
+        assert_eq!(starting.count(), 3);
+        let (ended, seven) = ends.await;
+        assert_eq!((seven, starting.count()), (7, 3));
+        drop(ended);
+        assert_eq!(starting.count(), 2);
+        drop(goes);
+        assert_eq!(starting.count(), 1);
+        let waits = tokio::spawn(waits);
+        starting.fewer().await;
+        assert_eq!(starting.count(), 0);
+        waits.abort();
+        let _ = waits.await;
+        assert_eq!(starting.count(), 0);
     }
 }

@@ -252,3 +252,42 @@ impl Seldom {
         self.0.as_deref_mut()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn numbers_come_and_go_and_leave_no_pages() {
+        let mut all = Numbered::default();
+        let far = 10 * PAGE as u64;
+        let numbers: Vec<u64> = (0..far).map(|_| all.number()).collect();
+        // Not in order: a number may be used later than those after it.
+        let (low, high) = numbers.split_at(numbers.len() / 2);
+        for number in high.iter().chain(low) {
+            assert_eq!(all.get(number), None);
+            all.insert(*number, *number);
+        }
+        assert_eq!(all.len(), numbers.len());
+        assert!(all.iter().all(|(number, thing)| number == *thing));
+        assert!(all.values().eq(&numbers), "in their order");
+        *all.get_mut(&1).unwrap() = 0;
+        assert_eq!(all[&1], 0);
+        // All but the first and the last, from the middle to both ends.
+        let (first, last) = (numbers[0], far);
+        let middle = low.iter().rev().chain(high);
+        for number in middle.filter(|number| ![first, last].contains(number)) {
+            assert_eq!(all.remove(number), Some(*number));
+            assert_eq!(all.remove(number), None);
+            assert!(!all.contains_key(number));
+        }
+        let pages = |all: &Numbered<u64>| all.pages.iter().flatten().count();
+        assert_eq!(pages(&all), 2, "only those with something in them");
+        assert_eq!(all.remove(&first), Some(0));
+        assert_eq!(all.pages.len(), 1, "none before the first");
+        assert_eq!(all.remove(&last), Some(last));
+        assert!(all.is_empty());
+        assert!(all.number() > last, "no number is given twice");
+    }
+}
