@@ -134,7 +134,7 @@ impl User {
         command.arg("--config").arg(config).args(args);
         let socket = self.path("run/cooper/cooperd.sock");
         let mut started = Started::new(&mut command);
-        wait_until("the user's daemon serves", Duration::from_secs(20), || {
+        wait_until("the user's daemon serves", Duration::from_secs(120), || {
             assert!(started.is_running(), "cooperd ended: {}", started.output());
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
