@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cooper_content::ContentStore;
+use cooper_content::{ContentStore, Plaintexts};
 use cooper_snapshot::Snapshotter;
 use cooper_store::{Seq, Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) sampled: tokio::sync::Notify,
     /// Bytes that one step may write at most; 0 for no limit.
     pub(crate) most_of_step: AtomicU64,
+    /// Who is told what digests are computed from.
+    pub(crate) plaintexts: OnceLock<Arc<dyn Plaintexts>>,
     state: Mutex<State>,
 }
 
@@ -98,6 +100,7 @@ impl Core {
             pruning: tokio::sync::Mutex::default(),
             sampled: tokio::sync::Notify::new(),
             most_of_step: AtomicU64::new(0),
+            plaintexts: OnceLock::new(),
             state: Mutex::new(state),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use cooper_content::ContentStore;
+use cooper_content::{ContentStore, Plaintexts};
 use cooper_snapshot::Snapshotter;
 use cooper_store::{Dropped, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -109,6 +109,17 @@ impl CacheManager {
         let listeners = &self.shared.listeners;
         let mut listeners = listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.push(Box::new(listener));
+    }
+
+    /// From now on `plaintexts` is told what the digests of files, and those that others compute
+    /// with [`CacheManager::plaintexts`], are computed from. The first one stays.
+    pub fn tell_plaintexts(&self, plaintexts: Arc<dyn Plaintexts>) {
+        let _ = self.shared.plaintexts.set(plaintexts);
+    }
+
+    /// Who wants to know what digests are computed from, if somebody does.
+    pub fn plaintexts(&self) -> Option<&dyn Plaintexts> {
+        self.shared.plaintexts.get().map(AsRef::as_ref)
     }
 
     /// Makes a state to be written, on top of `parent` or empty.

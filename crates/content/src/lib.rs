@@ -1,5 +1,5 @@
 //! Blobs by digest: a trait, a store in a folder and one in memory, and ingests that can be
-//! resumed.
+//! resumed. And digests: with [`Plaintexts`] who computes one says what it was computed from.
 //!
 //! A blob is whole or not there: an ingest becomes a blob by one rename, after its size and its
 //! digest were checked on the way. Nothing is synced here; who needs a blob to survive the death
@@ -26,6 +26,7 @@
 mod error;
 mod fs;
 mod memory;
+mod plaintext;
 mod store;
 #[cfg(feature = "testsuite")]
 pub mod testsuite;
@@ -34,6 +35,7 @@ pub use error::ContentError;
 pub use fs::FsContentStore;
 pub use memory::MemoryContentStore;
 pub use oci_spec::image::{Descriptor, Digest};
+pub use plaintext::{Frame, Plaintext, PlaintextKind, Plaintexts, digest_noted};
 pub use store::{Blob, BlobReader, ContentStore, Fetch, ImageStore, Info, Ingest};
 
 use sha2::Digest as _;

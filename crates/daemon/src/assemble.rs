@@ -17,22 +17,26 @@ use cooper_llb::Entitlements;
 use cooper_registry::{HostConfig, KeyPair};
 use cooper_session::Manager;
 use cooper_sys::FileLock;
-use cooper_worker::{Context, Controller, WorkerSettings};
+use cooper_worker::{Context, Controller, StoredPlaintexts, WorkerSettings};
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Disk, RegistryConfig, WorkerConfig, policies};
+use crate::debug::CacheDebug;
 use crate::{Config, DaemonError, workers};
 
 /// How long calls may take to tell their clients that the daemon stops.
 const GRACE: Duration = Duration::from_secs(1);
+/// What cache keys are made of, in the root (BuildKit's name).
+const PLAINTEXTS: &str = "cache-debug.db";
 /// The name of the built-in frontend in the configuration.
 const DOCKERFILE: &str = "dockerfile.v0";
 
 /// A daemon that is ready to serve. It alone works on its root.
 pub struct Daemon {
     engine: Arc<Engine>,
+    plaintexts: Option<Arc<StoredPlaintexts>>,
     // Last: released when everything else is gone.
     lock: FileLock,
 }
@@ -67,7 +71,13 @@ impl Daemon {
         let path = root.join("buildkitd.lock");
         let lock = FileLock::try_exclusive(&path);
         let lock = lock.map_err(|source| DaemonError::Locked { path, source })?;
-        let controller = Box::pin(Controller::start(&context(config, root))).await?;
+        let plaintexts = match config.save_cache_debug {
+            true => Some(StoredPlaintexts::open(&root.join(PLAINTEXTS)).await?),
+            false => None,
+        };
+        let mut cx = context(config, root);
+        cx.plaintexts = plaintexts.map(Arc::new);
+        let controller = Box::pin(Controller::start(&cx)).await?;
         let engine = Engine::new(EngineConfig {
             workers: controller,
             sessions: Manager::new(),
@@ -76,8 +86,18 @@ impl Daemon {
         });
         Ok(Self {
             engine: Arc::new(engine),
+            plaintexts: cx.plaintexts,
             lock,
         })
+    }
+
+    /// What the debug handlers show of it ([`crate::debug::serve`]).
+    pub fn cache_debug(&self) -> CacheDebug {
+        let workers = self.engine.workers().list(&[]);
+        CacheDebug {
+            plaintexts: self.plaintexts.clone(),
+            keys: workers.iter().map(|worker| worker.keys.clone()).collect(),
+        }
     }
 
     /// Serves the API on `connections` until they end or `stop` is cancelled. Then builds are
@@ -111,6 +131,9 @@ impl Daemon {
     /// Kills what runs, and waits until everything that was promised is written.
     pub async fn close(self) {
         self.engine.close().await;
+        if let Some(plaintexts) = &self.plaintexts {
+            plaintexts.close().await;
+        }
         drop(self.lock);
     }
 }
@@ -165,6 +188,7 @@ fn context(config: &Config, root: PathBuf) -> Context {
             search_domains: config.dns.search_domains.clone(),
         },
         workers: Default::default(),
+        plaintexts: None,
     };
     if config.worker.oci.enabled != Some(false) {
         let settings = settings(&config.worker.oci, disk);

@@ -45,7 +45,7 @@ pub struct Flags {
     /// Group (name or number) that owns the Unix sockets
     #[arg(long, value_name = "GROUP")]
     pub group: Option<String>,
-    /// Debugging address
+    /// Address of the debug handlers: HOST:PORT, tcp://HOST:PORT or unix://PATH
     #[arg(long, value_name = "ADDRESS")]
     pub debugaddr: Option<String>,
     /// Certificate of the server
@@ -72,7 +72,7 @@ pub struct Flags {
     /// Directories of CDI specifications
     #[arg(long, value_name = "DIR")]
     pub cdi_spec_dir: Vec<String>,
-    /// Keep a database for debugging the cache
+    /// Keep what cache keys are made of, for the debug handlers
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = truth, value_name = "BOOL")]
     pub save_cache_debug: Option<bool>,
     /// Options for rootless containers
@@ -247,6 +247,7 @@ impl Flags {
             config.grpc.gid = Some(listen::group_id(group)?);
         }
         put(&mut config.grpc.debug_address, self.debugaddr.clone());
+        put(&mut config.save_cache_debug, self.save_cache_debug);
         put(&mut config.grpc.tls.cert, self.tlscert.clone());
         put(&mut config.grpc.tls.key, self.tlskey.clone());
         put(&mut config.grpc.tls.ca, self.tlscacert.clone());

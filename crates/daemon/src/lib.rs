@@ -18,8 +18,8 @@
 //! # }
 //! ```
 //!
-//! Modules in reading order: `flags`, `config`, `assemble`, `listen`, `logging`, `notify`,
-//! `places` (where things are kept),
+//! Modules in reading order: `flags`, `config`, `assemble`, `listen`, `debug` (what is shown to
+//! people who look into the cache), `logging`, `notify`, `places` (where things are kept),
 //! `workers` (the workers that register themselves).
 //!
 //! It refuses to know how anything is built and what goes over the wire.
@@ -27,6 +27,7 @@
 
 mod assemble;
 pub mod config;
+pub mod debug;
 mod error;
 mod flags;
 #[cfg(any(test, fuzzing))]

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use cooper_daemon::listen::{self, Connections};
-use cooper_daemon::{Config, Daemon, Flags, logging, notify};
+use cooper_daemon::{Config, Daemon, Flags, debug, logging, notify};
 use cooper_sys::activation::{self, Passed};
 use cooper_sys::userns;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 fn main() -> ExitCode {
     // Before anything else: this may be the built-in runtime's helper.
@@ -71,6 +72,16 @@ async fn daemon(config: &Config, passed: Vec<Passed>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("failed to await signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to await signals")?;
     let daemon = Daemon::assemble(config).await?;
+    // Ends with this function.
+    let _debug = match config.grpc.debug_address.as_str() {
+        "" => None,
+        address => {
+            let listener = listen::listen_debug(address).await?;
+            tracing::info!("debug handlers listening at {listener}");
+            let serving = debug::serve(listener, daemon.cache_debug());
+            Some(AbortOnDropHandle::new(tokio::spawn(serving)))
+        }
+    };
     let listeners = listen::listen(&config.grpc, passed).await?;
     for listener in &listeners {
         tracing::info!("running server on {listener}");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{ChecksumOptions, LocalRef};
+use cooper_content::PlaintextKind;
 use cooper_llb::digest_of;
 use cooper_session::pattern;
 use cooper_solver::{ContentKey, Digest, FileEntry, FileList, MAX_FILES, OpContext, OpError};
@@ -197,7 +198,10 @@ impl ContentHash {
         let digests =
             try_join_all(selectors.iter().map(|s| self.checksum(local.as_ref(), s))).await?;
         let texts: Vec<_> = digests.iter().map(Digest::as_ref).collect();
-        Ok(digest_of(texts.join("\0").as_bytes()))
+        let text = texts.join("\0");
+        Ok(self
+            .env
+            .key_digest(PlaintextKind::DigestList, text.as_bytes()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cooper_cache::{CacheManager, ImmutableRef, LocalRef};
-use cooper_content::{ContentStore, Fetch, ImageStore};
+use cooper_content::{ContentStore, Fetch, ImageStore, PlaintextKind, digest_noted};
 use cooper_executor::{Executor, Resources, Usage};
 use cooper_layer::{FetchFor, Filler};
 use cooper_mount::MountManager;
@@ -92,6 +92,12 @@ pub struct Env {
 }
 
 impl Env {
+    /// The digest of `text`, which is part of a cache key: who wants to know what keys are made
+    /// of is told.
+    pub(crate) fn key_digest(&self, kind: PlaintextKind, text: &[u8]) -> Digest {
+        digest_noted(self.cache.plaintexts(), kind, text)
+    }
+
     /// Brings a result to disk: what is lazy is fetched with the credentials of `sessions`, and
     /// `progress` shows it.
     ///

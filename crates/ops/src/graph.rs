@@ -69,6 +69,7 @@ fn op(
             op: *diff,
         }),
         llb::Op::Passthrough(passthrough) => Arc::new(PassthroughOp {
+            env: env.clone(),
             op: passthrough.clone(),
             inputs: inputs.len(),
         }),

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions};
+use cooper_content::PlaintextKind;
 use cooper_layer::{CompressionOptions, ExportContext, export, pack};
-use cooper_llb::digest_of;
 use cooper_llb::gojson::{Object, Value};
 use cooper_proto::pb;
-use cooper_solver::{CacheDep, CacheMap, Description, Digest, Op, OpContext, OpError, Vertex};
+use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
 use crate::env::{Build, Env, InputVertices, Output, localize, sessions};
 use crate::{OpsError, describe};
@@ -28,20 +28,16 @@ pub(crate) fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
     })
 }
 
-/// The digest of it.
-pub(crate) fn digest<V: Value>(kind: &str, name: &str, op: &V) -> Digest {
-    digest_of(text(kind, name, op).as_bytes())
-}
-
 pub(crate) fn described(kind: &str, text: &str, vertex: &Vertex<Build>) -> Description {
     let mut description = describe::begin(kind, vertex);
     describe::other(text, &mut description);
     description
 }
 
-pub(crate) fn cache_map(digest: Digest, inputs: usize) -> CacheMap<Build> {
+/// The identity of an operation with that text.
+pub(crate) fn cache_map(env: &Env, text: &str, inputs: usize) -> CacheMap<Build> {
     CacheMap {
-        digest,
+        digest: env.key_digest(PlaintextKind::Json, text.as_bytes()),
         deps: (0..inputs).map(|_| CacheDep::default()).collect(),
         last: true,
     }
@@ -95,10 +91,8 @@ pub(crate) struct MergeOp {
 #[async_trait]
 impl Op<Build> for MergeOp {
     async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
-        Ok(cache_map(
-            digest(MERGE, "Merge", &self.op),
-            self.layers.inputs.len(),
-        ))
+        let text = text(MERGE, "Merge", &self.op);
+        Ok(cache_map(&self.layers.env, &text, self.layers.inputs.len()))
     }
 
     fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
@@ -184,10 +178,8 @@ impl DiffOp {
 #[async_trait]
 impl Op<Build> for DiffOp {
     async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
-        Ok(cache_map(
-            digest(DIFF, "Diff", &self.op),
-            self.layers.inputs.len(),
-        ))
+        let text = text(DIFF, "Diff", &self.op);
+        Ok(cache_map(&self.layers.env, &text, self.layers.inputs.len()))
     }
 
     fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {
@@ -213,13 +205,13 @@ mod tests {
         let merge = pb::MergeOp {
             inputs: vec![pb::MergeInput { input: 0 }, pb::MergeInput { input: 1 }],
         };
-        let text = br#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}"#;
-        assert_eq!(digest(MERGE, "Merge", &merge), digest_of(text));
+        let expected = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}"#;
+        assert_eq!(text(MERGE, "Merge", &merge), expected);
         let diff = pb::DiffOp {
             lower: Some(pb::LowerDiffInput { input: 0 }),
             upper: Some(pb::UpperDiffInput { input: 1 }),
         };
-        let text = br#"{"Type":"buildkit.diff.v0","Diff":{"lower":{},"upper":{"input":1}}}"#;
-        assert_eq!(digest(DIFF, "Diff", &diff), digest_of(text));
+        let expected = r#"{"Type":"buildkit.diff.v0","Diff":{"lower":{},"upper":{"input":1}}}"#;
+        assert_eq!(text(DIFF, "Diff", &diff), expected);
     }
 }

@@ -1,18 +1,21 @@
 //! Some of the inputs, once all of them are there: by it a result depends on what is not in it
 //! (`solver/llbsolver/ops/passthrough.go` in BuildKit).
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use cooper_proto::pb;
 use cooper_solver::{CacheMap, Description, Op, OpContext, OpError, Vertex};
 
 use crate::OpsError;
-use crate::env::{Build, Output};
-use crate::merge::{cache_map, described, digest, text};
+use crate::env::{Build, Env, Output};
+use crate::merge::{cache_map, described, text};
 
 const PASSTHROUGH: &str = "buildkit.passthrough.v0";
 
 /// Gives inputs on as they are.
 pub(crate) struct PassthroughOp {
+    pub(crate) env: Arc<Env>,
     pub(crate) op: pb::PassthroughOp,
     /// How many there are.
     pub(crate) inputs: usize,
@@ -21,8 +24,8 @@ pub(crate) struct PassthroughOp {
 #[async_trait]
 impl Op<Build> for PassthroughOp {
     async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
-        let digest = digest(PASSTHROUGH, "Passthrough", &self.op);
-        Ok(cache_map(digest, self.inputs))
+        let text = text(PASSTHROUGH, "Passthrough", &self.op);
+        Ok(cache_map(&self.env, &text, self.inputs))
     }
 
     fn describe(&self, vertex: &Vertex<Build>) -> Option<Description> {

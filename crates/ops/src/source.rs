@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cooper_llb::digest_of;
+use cooper_content::PlaintextKind;
 use cooper_solver::{CacheMap, Description, Digest, Op, OpContext, OpError, Vertex};
 use cooper_source::Instance;
 
@@ -20,8 +20,8 @@ pub(crate) struct SourceOp {
 
 /// The digest of a source's key. What cannot be known before it is there has a key of its own
 /// that is good for one session and never exported.
-fn cache_digest(key: &str) -> Digest {
-    let digest = digest_of(format!("{CACHE_TYPE}:{key}").as_bytes());
+fn cache_digest(key: &str, digest_of: impl FnOnce(&str) -> Digest) -> Digest {
+    let digest = digest_of(&format!("{CACHE_TYPE}:{key}"));
     if key.starts_with("session:") {
         return format!("random:{}", digest.digest())
             .parse()
@@ -40,7 +40,9 @@ impl Op<Build> for SourceOp {
         let key = self.instance.cache_key(&source_context(cx), index).await;
         let key = key.map_err(|error| OpsError::CacheKey(Box::new(error)))?;
         Ok(CacheMap {
-            digest: cache_digest(&key.key),
+            digest: cache_digest(&key.key, |text| {
+                self.env.key_digest(PlaintextKind::String, text.as_bytes())
+            }),
             deps: Vec::new(),
             last: key.last,
         })
@@ -68,9 +70,11 @@ impl Op<Build> for SourceOp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cooper_content::digest_of;
 
     #[test]
     fn keys_of_sessions_are_random() {
+        let cache_digest = |key| cache_digest(key, |text| digest_of(text.as_bytes()));
         let image = cache_digest("sha256:abc");
         assert_eq!(image, digest_of(b"buildkit.source.v0:sha256:abc"));
         let local = cache_digest("session:context:sha256:abc");

@@ -51,6 +51,9 @@ impl Hash for Text {
     }
 }
 
+/// How digests begin that are good for one session.
+const RANDOM: &str = "random:";
+
 /// What this module put together of names and numbers.
 fn ascii(text: &[u8]) -> &str {
     std::str::from_utf8(text).expect("digests and numbers are text")
@@ -117,8 +120,12 @@ impl KeyId {
     }
 
     /// The key of something without inputs: it follows from the digest and the output alone.
-    /// An output of -1 stands for content as such, whoever made it.
+    /// An output of -1 stands for content as such, whoever made it. A digest that is good for one
+    /// session keeps its name, as in BuildKit.
     pub fn root(digest: &Digest, output: i64) -> Self {
+        if output == 0 && digest.as_ref().starts_with(RANDOM) {
+            return Self(Text::new(digest.as_ref()));
+        }
         let mut hash = sha2::Sha256::new();
         let text: &str = digest.as_ref();
         hash.update(text);
@@ -126,6 +133,11 @@ impl KeyId {
         let mut name = *b"sha256:0000000000000000000000000000000000000000000000000000000000000000";
         hex_of(&hash.finalize(), &mut name[7..]);
         Self(Text::new(ascii(&name)))
+    }
+
+    /// The text that a root key is the digest of.
+    pub fn root_text(digest: &Digest, output: i64) -> String {
+        format!("{digest}@{output}")
     }
 
     /// The name.
@@ -251,6 +263,12 @@ pub trait KeyStore: Send + Sync {
     /// Forgets a result that is no more, and the keys that nothing hangs on any more.
     fn release(&self, result: &str);
 
+    /// `id` is the [root key](KeyId::root) of `digest` and `output`. For those who want to know
+    /// what keys are made of; called for each of them, many times.
+    fn is_root_of(&self, id: &KeyId, digest: &Digest, output: i64) {
+        let _ = (id, digest, output);
+    }
+
     /// Where is kept what results were made of. Without one nothing is explained, and nothing
     /// is described.
     fn journal(&self) -> Option<Arc<dyn Journal>> {
@@ -262,6 +280,19 @@ pub trait KeyStore: Send + Sync {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_root_key_follows_from_its_digest() {
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let root = KeyId::root(&digest, 0);
+        assert!(root.as_str().starts_with("sha256:"));
+        assert_ne!(root, KeyId::root(&digest, -1));
+        assert_eq!(KeyId::root_text(&digest, -1), format!("{digest}@-1"));
+        let random: Digest = format!("random:{}", "b".repeat(64)).parse().unwrap();
+        assert_eq!(KeyId::root(&random, 0).as_str(), random.as_ref());
+        // Another output is another key.
+        assert_ne!(KeyId::root(&random, 1), KeyId::root(&random, 0));
+    }
 
     #[test]
     fn a_link_is_its_text() {

@@ -66,7 +66,7 @@ pub use explain::{
 };
 pub use job::{Job, MemoryResults, Solver, SolverConfig};
 pub use keys::{CacheResult, KeyEntry, KeyId, KeyStore, Link, LinkParts};
-pub use memory::{Forgotten, MemoryKeyStore};
+pub use memory::{Forgotten, KeyGraph, MemoryKeyStore};
 pub use oci_spec::image::Digest;
 pub use vertex::{
     CacheDep, CacheMap, ContentKey, Domain, Edge, Op, OpContext, ResultStore, Vertex, VertexOptions,

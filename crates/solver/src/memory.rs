@@ -211,9 +211,40 @@ impl MemoryKeyStore {
         self.lock().forget(result)
     }
 
+    /// All keys and links, in order. Who solves waits meanwhile: for people who look into it.
+    pub fn graph(&self) -> KeyGraph {
+        let mut graph = KeyGraph::default();
+        for (from, node) in &self.lock().nodes {
+            graph.keys.push(from.clone());
+            node.out.for_each(|link, to| {
+                graph.links.push((from.clone(), link.clone(), to.clone()));
+            });
+        }
+        graph.sort();
+        graph
+    }
+
     /// The names of all results.
     pub fn all_results(&self) -> Vec<String> {
         self.lock().owners.keys().map(|id| id.to_string()).collect()
+    }
+}
+
+/// Keys and what leads from one to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyGraph {
+    /// The keys.
+    pub keys: Vec<KeyId>,
+    /// The links: from, how, to. Both ends are among the keys.
+    pub links: Vec<(KeyId, Link, KeyId)>,
+}
+
+impl KeyGraph {
+    /// Puts everything into the order of the names.
+    pub fn sort(&mut self) {
+        self.keys.sort_unstable();
+        self.links
+            .sort_unstable_by(|a, b| (&a.0, a.1.as_str(), &a.2).cmp(&(&b.0, b.1.as_str(), &b.2)));
     }
 }
 
@@ -399,6 +430,20 @@ mod tests {
             result: result(name),
             noted: None,
         }
+    }
+
+    #[test]
+    fn the_graph_has_everything() {
+        let store = MemoryKeyStore::default();
+        let (a, b, c) = (KeyId::new("a"), KeyId::new("b"), KeyId::new("c"));
+        store.add(entry(&b, &[&c, &a], "one"));
+        store.add(entry(&KeyId::new("alone"), &[], "two"));
+        let graph = store.graph();
+        assert_eq!(
+            graph.keys,
+            [a.clone(), KeyId::new("alone"), b.clone(), c.clone()]
+        );
+        assert_eq!(graph.links, [(a, link(), b.clone()), (c, link(), b)]);
     }
 
     fn is_empty(store: &MemoryKeyStore) -> bool {

@@ -13,7 +13,7 @@ use cooper_cache::{
     CacheManager, EntryKind, FileHasher, FileStat, HashedChange, ImmutableRef, MutableRef,
     RecordOptions, RecordType,
 };
-use cooper_content::{digest_from, digest_of};
+use cooper_content::{PlaintextKind, digest_from, digest_noted};
 use cooper_llb::gojson::Object;
 use cooper_progress::StatusGuard;
 use cooper_proto::fsutil::Stat;
@@ -133,6 +133,7 @@ impl Local {
             .progress
             .status(&format!("transferring {}:", self.name), "transferring");
         let watch = Arc::new(Seen {
+            cache: self.cache.clone(),
             inner: Mutex::new(SeenInner {
                 status: Some(status),
                 shown: Instant::now(),
@@ -187,7 +188,8 @@ impl Instance for Local {
                 object.omit_empty("MetadataExceptions", only);
             }
         });
-        let digest = digest_of(text.as_bytes());
+        let plaintexts = self.cache.plaintexts();
+        let digest = digest_noted(plaintexts, PlaintextKind::Json, text.as_bytes());
         Ok(CacheKey {
             key: format!("session:{}:{digest}", self.name),
             pin: digest.to_string(),
@@ -218,6 +220,7 @@ impl Instance for Local {
 
 /// What was seen of a transfer.
 struct Seen {
+    cache: CacheManager,
     inner: Mutex<SeenInner>,
 }
 
@@ -250,12 +253,21 @@ impl Watch for Seen {
 
     fn changed(&self, change: Change<'_>) {
         let change = match change {
-            Change::Set { path, stat, digest } => HashedChange::Set {
-                path: rooted(path),
-                kind: kind(stat),
-                digest: digest_from(&digest),
-                mode: FileStat::from(stat).permissions(),
-            },
+            Change::Set { path, stat, digest } => {
+                let digest = digest_from(&digest);
+                let metadata = FileStat::from(stat);
+                if let Some(plaintexts) = self.cache.plaintexts()
+                    && plaintexts.wants(&digest)
+                {
+                    plaintexts.note(&digest, metadata.plaintext());
+                }
+                HashedChange::Set {
+                    path: rooted(path),
+                    kind: kind(stat),
+                    digest,
+                    mode: metadata.permissions(),
+                }
+            }
             Change::Removed { path } => HashedChange::Delete { path: rooted(path) },
             _ => return,
         };

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cooper_solver::{CacheResult, Journal, KeyEntry, KeyId, KeyStore, Link, MemoryKeyStore};
+use cooper_content::{PlaintextKind, Plaintexts, digest_noted};
+use cooper_solver::{
+    CacheResult, Digest, Journal, KeyEntry, KeyGraph, KeyId, KeyStore, Link, MemoryKeyStore,
+};
 use cooper_store::{Store, StoreError, Table, Write};
 
 use crate::journal::{StoredJournal, write_pruned};
@@ -20,6 +23,8 @@ pub struct StoredKeys {
     memory: MemoryKeyStore,
     store: Store,
     journal: Arc<StoredJournal>,
+    /// Who is told what keys are made of.
+    plaintexts: Option<Arc<dyn Plaintexts>>,
 }
 
 impl StoredKeys {
@@ -53,11 +58,30 @@ impl StoredKeys {
             memory,
             store,
             journal,
+            plaintexts: None,
         };
         for result in gone {
             keys.removed(&result, None);
         }
         Ok(keys)
+    }
+
+    /// The same, and `plaintexts` is told what keys are made of.
+    pub fn telling(self, plaintexts: Option<Arc<dyn Plaintexts>>) -> Self {
+        Self { plaintexts, ..self }
+    }
+
+    /// All keys and links.
+    pub fn graph(&self) -> KeyGraph {
+        self.memory.graph()
+    }
+
+    /// `digest` and `output` have a digest of their own in caches that others read.
+    fn tell_output(&self, digest: &Digest, output: i64) {
+        if let Some(plaintexts) = self.plaintexts.as_deref() {
+            let text = KeyId::root_text(digest, output);
+            digest_noted(Some(plaintexts), PlaintextKind::String, text.as_bytes());
+        }
     }
 
     /// Forgets a result that is no more, and the keys that nothing hangs on any more. `by`
@@ -121,6 +145,14 @@ impl KeyStore for StoredKeys {
 
     fn add(&self, entry: KeyEntry) {
         self.memory.add(entry.clone());
+        if self.plaintexts.is_some() {
+            // The links of an operation differ in their inputs.
+            let said = entry.links.first().and_then(|(_, link)| link.parts());
+            if let Some(link) = said {
+                let output = i64::try_from(link.output).unwrap_or(i64::MAX);
+                self.tell_output(&link.digest, output);
+            }
+        }
         let noted = entry.noted.clone();
         let note = noted.map(|noted| self.journal.writing(&entry.id, noted));
         self.write(move |tx| {
@@ -150,6 +182,10 @@ impl KeyStore for StoredKeys {
         self.removed(result, None);
     }
 
+    fn is_root_of(&self, _: &KeyId, digest: &Digest, output: i64) {
+        self.tell_output(digest, output);
+    }
+
     fn journal(&self) -> Option<Arc<dyn Journal>> {
         Some(self.journal.clone())
     }
@@ -159,7 +195,6 @@ impl KeyStore for StoredKeys {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use cooper_solver::Digest;
 
     fn digest(letter: char) -> Digest {
         format!("sha256:{}", letter.to_string().repeat(64))

@@ -38,6 +38,7 @@ mod gc;
 mod id;
 mod journal;
 mod keys;
+mod plaintexts;
 mod platforms;
 mod register;
 mod results;
@@ -51,6 +52,7 @@ pub use gc::{GcPolicy, usage_filter};
 /// For `inventory::submit!` in other crates.
 pub use inventory;
 pub use keys::StoredKeys;
+pub use plaintexts::StoredPlaintexts;
 pub use platforms::host_platforms;
 pub use register::{WorkerInitializer, WorkersFuture, registered};
 pub use results::CachedResults;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cooper_executor::DnsConfig;
 use cooper_executor::cni::CniConfig;
 use cooper_registry::HostConfig;
 
-use crate::GcPolicy;
+use crate::{GcPolicy, StoredPlaintexts};
 
 /// What initialisers are told: where the daemon keeps its files, and what it was configured
 /// with.
@@ -21,6 +22,8 @@ pub struct Context {
     pub dns: DnsConfig,
     /// The settings of each worker that is not switched off, by the name of its initialiser.
     pub workers: BTreeMap<String, WorkerSettings>,
+    /// Who is told what digests in cache keys are computed from; usually nobody.
+    pub plaintexts: Option<Arc<StoredPlaintexts>>,
 }
 
 impl Context {

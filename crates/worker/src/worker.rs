@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cooper_cache::{CacheConfig, CacheLimits, CacheManager, Collector};
-use cooper_content::{ContentStore, FsContentStore, ImageStore};
+use cooper_content::{ContentStore, FsContentStore, ImageStore, Plaintexts};
 use cooper_executor::Executor;
 use cooper_llb::platform;
 use cooper_mount::MountManager;
@@ -94,6 +94,8 @@ pub struct Worker {
     pub images: ImageResolver,
     /// Runs processes.
     pub executor: Arc<dyn Executor>,
+    /// The keys of its cache.
+    pub keys: Arc<StoredKeys>,
     /// Solves graphs for all jobs.
     pub solver: Solver<Build>,
     /// The metadata.
@@ -111,7 +113,7 @@ impl Worker {
         std::fs::create_dir_all(&dir).map_err(WorkerError::open("the worker's folder", &dir))?;
         let id = worker_id(&dir)?;
         let settings = &parts.settings;
-        let Opened { store, dropped, .. } = open_store(&dir).await?;
+        let Opened { store, dropped, .. } = open_store(&dir.join("metadata.db")).await?;
         let Storage {
             snapshotter,
             content,
@@ -130,6 +132,13 @@ impl Worker {
         })
         .await
         .map_err(WorkerError::open("the cache", &dir))?;
+        let plaintexts = cx
+            .plaintexts
+            .clone()
+            .map(|plaintexts| plaintexts as Arc<dyn Plaintexts>);
+        if let Some(plaintexts) = &plaintexts {
+            cache.tell_plaintexts(plaintexts.clone());
+        }
         // From here on who touches a blob is written down.
         let content = cache.content().clone();
         let collector = cache.collect(CacheLimits {
@@ -170,12 +179,12 @@ impl Worker {
                 .is_some_and(|value| value == "1"),
         });
         let keys = StoredKeys::open(store.clone(), |id| CachedResults::is_in(&cache, id))
-            .map(Arc::new)
+            .map(|keys| Arc::new(keys.telling(plaintexts)))
             .map_err(WorkerError::open("the cache keys", &dir))?;
         let gone = keys.clone();
         cache.on_removed(move |id, by| gone.removed(id.as_str(), by));
         let solver = Solver::new(SolverConfig {
-            keys,
+            keys: keys.clone(),
             results: Arc::new(CachedResults::new(cache.clone())),
         });
 
@@ -189,6 +198,7 @@ impl Worker {
             registry,
             images,
             executor: parts.executor,
+            keys,
             solver,
             store,
             gc: parts.settings.gc,
@@ -220,18 +230,18 @@ pub fn worker_id(dir: &Path) -> Result<String, WorkerError> {
     id::persistent(&path).map_err(WorkerError::open("the worker's id", &path))
 }
 
-async fn open_store(dir: &Path) -> Result<Opened, WorkerError> {
-    let path = dir.join("metadata.db");
-    let boot = cooper_sys::boot_id().map_err(WorkerError::open("the boot id", &path))?;
+/// Opens the metadata store in the file `path`, or begins a new one with what is whole of it.
+pub(crate) async fn open_store(path: &Path) -> Result<Opened, WorkerError> {
+    let boot = cooper_sys::boot_id().map_err(WorkerError::open("the boot id", path))?;
     let open = {
-        let path = path.clone();
+        let path = path.to_owned();
         move || Store::open_or_rebuild(&path, &boot)
     };
     // A panic there is a failure like any other.
     let opened = tokio::task::spawn_blocking(open).await;
     let opened = opened
-        .map_err(WorkerError::open("the metadata", &path))?
-        .map_err(WorkerError::open("the metadata", &path))?;
+        .map_err(WorkerError::open("the metadata", path))?
+        .map_err(WorkerError::open("the metadata", path))?;
     if let Some(rebuilt) = &opened.rebuilt {
         tracing::error!(
             path = %path.display(),

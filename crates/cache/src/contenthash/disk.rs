@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use cooper_content::{Plaintexts, digest_from};
 use cooper_snapshot::{Mount, MountedDir};
 use cooper_sys::Root;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
@@ -61,6 +62,8 @@ pub(super) struct Disk {
     root: Root,
     mounted: MountedDir,
     cancelled: Arc<AtomicBool>,
+    /// Who is told what digests are computed from.
+    pub(super) plaintexts: Option<Arc<dyn Plaintexts>>,
 }
 
 impl Disk {
@@ -77,6 +80,7 @@ impl Disk {
             root,
             mounted,
             cancelled,
+            plaintexts: None,
         })
     }
 
@@ -181,6 +185,18 @@ impl<'a> Worker<'a> {
             true => Err(CacheError::Closed),
             false => Ok(()),
         }
+    }
+
+    /// The digest is that of a file, or of metadata alone, with these metadata.
+    fn hashed(&self, hasher: FileHasher, stat: &FileStat, mode: u16) -> Hashed {
+        let raw = hasher.finish_raw();
+        if let Some(plaintexts) = &self.disk.plaintexts {
+            let digest = digest_from(&raw);
+            if plaintexts.wants(&digest) {
+                plaintexts.note(&digest, stat.plaintext());
+            }
+        }
+        (raw, mode)
     }
 
     /// Where `key` is on the host, for messages.
@@ -306,7 +322,7 @@ impl<'a> Worker<'a> {
             .join(OsStr::from_bytes(name));
         stat.xattrs = xattrs(&Place::Path(&path), &mut self.buffer)
             .map_err(|error| io("read the attributes of", &shown())(error))?;
-        Ok((FileHasher::new(&stat).finish_raw(), mode))
+        Ok(self.hashed(FileHasher::new(&stat), &stat, mode))
     }
 
     /// A file that changes meanwhile is an error: the files of a ref do not, so it is somebody
@@ -338,7 +354,7 @@ impl<'a> Worker<'a> {
             let path = super::tree::path_of(key);
             return Err(CacheError::Changed { path });
         }
-        Ok((hasher.finish_raw(), mode))
+        Ok(self.hashed(hasher, &stat, mode))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use cooper_content::{Digest, digest_from};
+use cooper_content::{Digest, Plaintext, PlaintextKind, digest_from};
 use sha2::{Digest as _, Sha256};
 
 /// Bits of a mode as Go has them, and fsutil sends them (Go, `io/fs.FileMode`).
@@ -110,6 +110,42 @@ impl FileStat {
         }
     }
 
+    /// What of it counts, in parts: names and values without anything between them, the name of
+    /// the file empty.
+    fn header(&self, mut put: impl FnMut(&[u8])) {
+        let size = if self.is_regular() { self.size } else { 0 };
+        let flag = self.type_flag();
+        let begin = format!(
+            "namemode{}uid{}gid{}size{size}typeflag{flag}linkname",
+            self.permissions(),
+            self.uid,
+            self.gid,
+        );
+        put(begin.as_bytes());
+        if flag == '2' {
+            put(&self.linkname);
+        }
+        let end = format!(
+            "unamegnamedevmajor{}devminor{}",
+            self.devmajor, self.devminor
+        );
+        put(end.as_bytes());
+        for (name, value) in self.xattrs.iter().filter(|(name, _)| counts(name)) {
+            put(name);
+            put(value);
+        }
+    }
+
+    /// What the digest of the file is computed from; the content is only counted.
+    pub fn plaintext(&self) -> Plaintext {
+        let mut plaintext = Plaintext::new(PlaintextKind::File);
+        self.header(|part| plaintext.data(part));
+        if self.is_regular() {
+            plaintext.skip(u64::try_from(self.size).unwrap_or_default());
+        }
+        plaintext
+    }
+
     /// The permissions as chmod(2) has them, at most `0o7777`.
     pub fn permissions(&self) -> u32 {
         let special = [
@@ -129,27 +165,8 @@ pub struct FileHasher(Sha256);
 impl FileHasher {
     /// Begins with the metadata of a file.
     pub fn new(stat: &FileStat) -> Self {
-        let size = if stat.is_regular() { stat.size } else { 0 };
-        let flag = stat.type_flag();
         let mut hash = Sha256::new();
-        // Names and values without anything between them, the name of the file empty.
-        hash.update(format!(
-            "namemode{}uid{}gid{}size{size}typeflag{flag}linkname",
-            stat.permissions(),
-            stat.uid,
-            stat.gid,
-        ));
-        if flag == '2' {
-            hash.update(&stat.linkname);
-        }
-        hash.update(format!(
-            "unamegnamedevmajor{}devminor{}",
-            stat.devmajor, stat.devminor
-        ));
-        for (name, value) in stat.xattrs.iter().filter(|(name, _)| counts(name)) {
-            hash.update(name);
-            hash.update(value);
-        }
+        stat.header(|part| hash.update(part));
         Self(hash)
     }
 

@@ -10,6 +10,7 @@ mod disk;
 mod file;
 mod inherit;
 mod listing;
+mod noting;
 mod saved;
 mod scan;
 mod select;
@@ -78,7 +79,8 @@ pub(crate) async fn checksum(
     let at_once = {
         match slot.tree.try_lock() {
             Ok(mut tree) if tree.nodes().len() <= SMALL => {
-                Some(run(&mut tree, &mut Scan::without_disk(), path, options))
+                let mut scan = Scan::without_disk().telling(shared.plaintexts.get().cloned());
+                Some(run(&mut tree, &mut scan, path, options))
             }
             _ => None,
         }
@@ -128,7 +130,8 @@ async fn in_thread(
     let mut scan = match mounts {
         Some(mounts) => Scan::on(mounts, local.shared().mounts.clone(), cancel.0.clone()),
         None => Scan::without_disk(),
-    };
+    }
+    .telling(local.shared().plaintexts.get().cloned());
     let (path, options) = (path.to_owned(), options.clone());
     // The handle keeps the mounts good as long as the thread runs.
     let (pin, slot) = (local.clone(), slot.clone());
@@ -185,7 +188,11 @@ fn run(
         let path = tree::path_of(&key);
         return Err(CacheError::PathNotFound { path }.into());
     }
-    Ok(digest_from(&scan.digest(tree, &found)?))
+    let digest = scan.digest(tree, &found)?;
+    if let Some(plaintexts) = scan.plaintexts() {
+        noting::tree(tree, &found, plaintexts);
+    }
+    Ok(digest_from(&digest))
 }
 
 /// The checksum with nothing known before.

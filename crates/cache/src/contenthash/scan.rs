@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use cooper_content::Plaintexts;
 use cooper_snapshot::Mount;
 
 use super::disk::{Disk, Name, Seen};
@@ -34,6 +35,7 @@ pub(crate) struct Scan {
     cancelled: Arc<AtomicBool>,
     disk: Option<Disk>,
     seen: Seen,
+    plaintexts: Option<Arc<dyn Plaintexts>>,
 }
 
 impl Scan {
@@ -43,6 +45,7 @@ impl Scan {
             cancelled: Arc::default(),
             disk: None,
             seen: Seen::default(),
+            plaintexts: None,
         }
     }
 
@@ -53,7 +56,18 @@ impl Scan {
             cancelled,
             disk: None,
             seen: Seen::default(),
+            plaintexts: None,
         }
+    }
+
+    /// The same, and who is told what digests are computed from.
+    pub(crate) fn telling(self, plaintexts: Option<Arc<dyn Plaintexts>>) -> Self {
+        Self { plaintexts, ..self }
+    }
+
+    /// Who is told what digests are computed from.
+    pub(crate) fn plaintexts(&self) -> Option<&dyn Plaintexts> {
+        self.plaintexts.as_deref()
     }
 
     /// Whether the disk was looked at.
@@ -64,7 +78,9 @@ impl Scan {
     fn disk(&mut self) -> Result<&Disk, Failure> {
         if self.disk.is_none() {
             let (mounts, folder) = self.source.as_ref().ok_or(Failure::NeedsDisk)?;
-            self.disk = Some(Disk::mount(mounts, folder, self.cancelled.clone())?);
+            let mut disk = Disk::mount(mounts, folder, self.cancelled.clone())?;
+            disk.plaintexts.clone_from(&self.plaintexts);
+            self.disk = Some(disk);
         }
         self.disk.as_ref().ok_or(Failure::NeedsDisk)
     }

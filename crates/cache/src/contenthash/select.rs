@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use cooper_content::{Digest, digest_from, digest_of};
+use cooper_content::{Digest, Plaintext, PlaintextKind, digest_from, digest_of};
 use cooper_session::pattern::{Matched, Matcher, clean, has_wildcards, wildcard_match};
 use sha2::{Digest as _, Sha256};
 
-use super::ChecksumOptions;
 use super::scan::{Failure, Scan};
 use super::tree::{Key, Kind, Raw, Tree, key_of, path_of, text};
+use super::{ChecksumOptions, noting};
 use crate::CacheError;
 
 /// A path that may count.
@@ -96,6 +96,9 @@ pub(crate) fn checksum(
                 return Err(CacheError::PathNotFound { path }.into());
             }
             one.digest = scan.digest(tree, &found)?;
+            if let Some(plaintexts) = scan.plaintexts() {
+                noting::tree(tree, &found, plaintexts);
+            }
         }
     }
     if let [only] = chosen.as_slice()
@@ -107,15 +110,28 @@ pub(crate) fn checksum(
         return Ok(digest_of(b""));
     }
     let mut hash = Sha256::new();
+    let mut plaintext = scan
+        .plaintexts()
+        .map(|_| Plaintext::new(PlaintextKind::FileList));
+    let mut put = |part: &[u8]| {
+        hash.update(part);
+        if let Some(plaintext) = &mut plaintext {
+            plaintext.data(part);
+        }
+    };
     for one in &chosen {
         let below = one.path.strip_prefix(&prefix).unwrap_or(&one.path);
         match below {
-            "" => hash.update([0]),
-            below => hash.update(below.replace('/', "\0")),
+            "" => put(&[0]),
+            below => put(below.replace('/', "\0").as_bytes()),
         }
-        hash.update(text(&one.digest));
+        put(&text(&one.digest));
     }
-    Ok(digest_from(&hash.finalize()))
+    let digest = digest_from(&hash.finalize());
+    if let (Some(plaintexts), Some(plaintext)) = (scan.plaintexts(), plaintext) {
+        plaintexts.note(&digest, plaintext);
+    }
+    Ok(digest)
 }
 
 /// The last name of a path, as Go's `path.Base` has it.

@@ -1,6 +1,7 @@
 //! Against the digests that BuildKit's own tests expect (`cache/contenthash/checksum_test.go`).
 
 mod listing;
+mod noting;
 mod received;
 
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -12,7 +12,6 @@ impl Config {
             }
         };
         add("proxyNetwork", self.proxy_network.is_some());
-        add("grpc.debugAddress", !self.grpc.debug_address.is_empty());
         add(
             "grpc.securityDescriptor",
             !self.grpc.security_descriptor.is_empty(),

@@ -43,6 +43,9 @@ pub struct Config {
     #[serde(rename = "provenanceEnvDir")]
     pub provenance_env_dir: String,
     pub ghacache: Option<toml::Value>,
+    /// Whether it is kept what cache keys are made of. A flag alone says so.
+    #[serde(skip)]
+    pub save_cache_debug: bool,
 }
 
 /// `[log]`.
@@ -63,6 +66,7 @@ pub struct LogConfig {
 pub struct GrpcConfig {
     /// `unix://PATH`, `tcp://HOST:PORT`, `fd://NAME`.
     pub address: Vec<String>,
+    /// `HOST:PORT`, `tcp://HOST:PORT`, `unix://PATH`; empty for no debug handlers.
     #[serde(rename = "debugAddress")]
     pub debug_address: String,
     /// Owner of the sockets.

@@ -73,24 +73,53 @@ enum Accepted {
     Tcp(TcpStream),
 }
 
-async fn accept(listener: Listener, sender: mpsc::Sender<io::Result<Boxed>>) {
-    // Dropped with this future, and with it everybody who has not said anything.
-    let mut greetings = JoinSet::new();
-    let mut silent: VecDeque<AbortHandle> = VecDeque::new();
+/// The next connection to `listener`, whatever it says: for the debug handlers.
+///
+/// # Cancel safety
+/// No connection is lost that was accepted.
+pub(crate) async fn accept_plain(listener: &Listener) -> Boxed {
+    loop {
+        match next(listener).await {
+            Accepted::Unix(io) => return boxed(io),
+            Accepted::Tcp(io) => match keep_alive(&io) {
+                Ok(()) => return boxed(io),
+                Err(error) => tracing::debug!(%error, "a connection was closed"),
+            },
+        }
+    }
+}
+
+async fn next(listener: &Listener) -> Accepted {
     loop {
         let accepted = match &listener.socket {
             Socket::Unix(socket) => socket.accept().await.map(|(io, _)| Accepted::Unix(io)),
             Socket::Tcp(socket) => socket.accept().await.map(|(io, _)| Accepted::Tcp(io)),
         };
-        while greetings.try_join_next().is_some() {}
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok(accepted) => return accepted,
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection on {listener}");
                 tokio::time::sleep(PAUSE).await;
-                continue;
             }
-        };
+        }
+    }
+}
+
+fn keep_alive(io: &TcpStream) -> io::Result<()> {
+    io.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(io, true)?;
+    sockopt::set_tcp_keepidle(io, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(io, KEEP_ALIVE)?;
+    Ok(())
+}
+
+async fn accept(listener: Listener, sender: mpsc::Sender<io::Result<Boxed>>) {
+    // Dropped with this future, and with it everybody who has not said anything.
+    let mut greetings = JoinSet::new();
+    let mut silent: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let accepted = next(&listener).await;
+        while greetings.try_join_next().is_some() {}
         silent.retain(|greeting| !greeting.is_finished());
         if silent.len() >= MOST_SILENT
             && let Some(oldest) = silent.pop_front()
@@ -114,10 +143,7 @@ async fn greet(accepted: Accepted, tls: Option<TlsAcceptor>) -> io::Result<Optio
     Ok(match accepted {
         Accepted::Unix(io) => greeting::greeted(io).await?.map(boxed),
         Accepted::Tcp(io) => {
-            io.set_nodelay(true)?;
-            sockopt::set_socket_keepalive(&io, true)?;
-            sockopt::set_tcp_keepidle(&io, KEEP_ALIVE)?;
-            sockopt::set_tcp_keepintvl(&io, KEEP_ALIVE)?;
+            keep_alive(&io)?;
             match tls {
                 None => greeting::greeted(io).await?.map(boxed),
                 Some(tls) => {

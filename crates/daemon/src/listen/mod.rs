@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::DaemonError;
 use crate::config::GrpcConfig;
 
+pub(crate) use connections::accept_plain;
 pub use connections::{Connection, Connections};
 use socket::SocketFile;
 pub(crate) use socket::group_id;
@@ -109,6 +110,37 @@ pub async fn listen(
         });
     }
     Ok(listeners)
+}
+
+/// Listens on the address of the debug handlers: `tcp://HOST:PORT`, `HOST:PORT` or `unix://PATH`.
+/// There is no TLS: who may connect is said by the address alone.
+///
+/// # Errors
+/// The address is of no such form or cannot be listened on.
+pub async fn listen_debug(address: &str) -> Result<Listener, DaemonError> {
+    let failed = |source| DaemonError::Listen {
+        address: address.to_owned(),
+        source,
+    };
+    match address.split_once("://") {
+        None => Ok(plain(socket::tcp(address).await.map_err(failed)?)),
+        Some(("tcp", host)) => Ok(plain(socket::tcp(host).await.map_err(failed)?)),
+        Some(("unix", path)) if !path.is_empty() => {
+            socket::unix(path.as_ref(), (None, None)).map_err(failed)
+        }
+        Some((scheme, _)) => Err(DaemonError::Address {
+            address: address.to_owned(),
+            reason: format!("{scheme} is not supported"),
+        }),
+    }
+}
+
+fn plain(listener: TcpListener) -> Listener {
+    Listener {
+        socket: Socket::Tcp(listener),
+        tls: None,
+        _file: None,
+    }
 }
 
 /// A TCP port, with TLS where there is a certificate.

@@ -1,11 +1,9 @@
 //! What a process is, for the cache: BuildKit's rules and bytes
 //! (`solver/llbsolver/ops/exec.go`).
 
-use cooper_llb::digest_of;
 use cooper_llb::gojson::Object;
 use cooper_proto::pb;
 use cooper_session::pattern;
-use cooper_solver::Digest;
 
 use crate::OpsError;
 use crate::content::{Selector, dedupe_paths};
@@ -14,12 +12,8 @@ const CACHE_TYPE: &str = "buildkit.exec.v0";
 /// A mount that takes nothing, or gives nothing.
 const NONE: i64 = -1;
 
-/// The digest of the process without its inputs. Addresses of extra hosts, the proxy and what
-/// of the inputs is mounted do not change it.
-pub(super) fn digest(op: &pb::ExecOp, platform: &pb::Platform) -> Digest {
-    digest_of(json(op, platform).as_bytes())
-}
-
+/// The text of the process without its inputs, whose digest is its key. Addresses of extra hosts,
+/// the proxy and what of the inputs is mounted do not change it.
 pub(super) fn json(op: &pb::ExecOp, platform: &pb::Platform) -> String {
     let mut op = op.clone();
     if let Some(meta) = &mut op.meta {
@@ -77,9 +71,9 @@ pub(super) struct Dep {
 }
 
 impl Dep {
-    pub(super) fn selector(&self) -> Option<Digest> {
-        let text = self.selectors.join("\0");
-        (!self.selectors.is_empty()).then(|| digest_of(text.as_bytes()))
+    /// The text whose digest is the selector.
+    pub(super) fn selector(&self) -> Option<String> {
+        (!self.selectors.is_empty()).then(|| self.selectors.join("\0"))
     }
 
     /// The paths whose content matters; none for all.
@@ -232,13 +226,13 @@ mod tests {
         ] {
             let found = deps(vec![root(), mount.clone()]).unwrap();
             assert!(!found[0].content_based);
-            assert_eq!(found[0].selector(), Some(digest_of(b"/")));
+            assert_eq!(found[0].selector(), Some("/".to_owned()));
             assert_eq!(found[1].content_based, content_based, "{mount:?}");
         }
         assert!(deps(vec![root(), selected(1, false, 1)]).is_err());
         assert!(deps(vec![mount(7, "/", 0)]).is_err());
         let found = deps(vec![root(), selected(-1, false, 0)]).unwrap();
-        assert_eq!(found[1].selector(), Some(digest_of(b"/dir")));
+        assert_eq!(found[1].selector(), Some("/dir".to_owned()));
         assert_eq!(found[1].content_selectors()[0].path, "/dir");
         assert_eq!(found[0].content_selectors(), []);
     }

@@ -8,6 +8,7 @@ pub use run::secret_variables;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use cooper_content::PlaintextKind;
 use cooper_proto::pb;
 use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
@@ -52,7 +53,10 @@ impl Op<Build> for ExecOp {
     async fn cache_map(&self, _: &OpContext<Build>, _: usize) -> Result<CacheMap<Build>, OpError> {
         let deps = key::mount_deps(&self.op, self.inputs.len())?;
         let deps = deps.into_iter().enumerate().map(|(input, dep)| CacheDep {
-            selector: dep.selector(),
+            selector: dep.selector().map(|text| {
+                self.env
+                    .key_digest(PlaintextKind::StringList, text.as_bytes())
+            }),
             content: dep.content_based.then(|| {
                 Arc::new(ContentHash {
                     env: self.env.clone(),
@@ -63,7 +67,10 @@ impl Op<Build> for ExecOp {
             }),
         });
         Ok(CacheMap {
-            digest: key::digest(&self.op, &self.platform),
+            digest: self.env.key_digest(
+                PlaintextKind::Json,
+                key::json(&self.op, &self.platform).as_bytes(),
+            ),
             deps: deps.collect(),
             last: true,
         })

@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cooper_llb::digest_of;
 use cooper_llb::gojson::{self, Base64, Object, Value};
 use cooper_proto::pb::{self, file_action::Action, user_opt::User};
 use cooper_session::pattern;
-use cooper_solver::{Description, Digest};
+use cooper_solver::Description;
 
 use super::paths;
 use crate::content::{Selector, dedupe_selectors};
@@ -16,14 +15,15 @@ use crate::{OpsError, describe};
 const CACHE_TYPE: &str = "buildkit.file.v0";
 
 pub(super) struct Key {
-    /// What is done, the inputs left out.
-    pub(super) digest: Digest,
+    /// What is done, the inputs left out; its digest is the key.
+    pub(super) text: String,
     /// For each input: what is looked at; `None` for all of it, whoever made it.
     pub(super) deps: Vec<Option<Dep>>,
 }
 
 pub(super) struct Dep {
-    pub(super) selector: Digest,
+    /// The text whose digest is the selector.
+    pub(super) selector: Vec<u8>,
     pub(super) selectors: Vec<Selector>,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn of(op: &pb::FileOp, inputs: usize) -> Result<Key, OpsError> {
     for action in &op.actions {
         actions.push(look(action, inputs, &mut looks)?);
     }
-    let digest = digest_of(json(&actions, &op.actions).as_bytes());
+    let text = json(&actions, &op.actions);
     let mut deps: Vec<Option<Dep>> = std::iter::repeat_with(|| None).take(inputs).collect();
     for (input, selectors) in looks.selectors {
         let dep = usize::try_from(input)
@@ -52,11 +52,11 @@ pub(super) fn of(op: &pb::FileOp, inputs: usize) -> Result<Key, OpsError> {
         // From the last to the first, for historical reasons.
         paths.sort_by(|a, b| b.cmp(a));
         *dep = Some(Dep {
-            selector: digest_of(&paths.join(&0)),
+            selector: paths.join(&0),
             selectors: dedupe_selectors(&selectors),
         });
     }
-    Ok(Key { digest, deps })
+    Ok(Key { text, deps })
 }
 
 /// The parts of an operation with `inputs` inputs, as far as it has a key.
@@ -221,13 +221,13 @@ mod tests {
         let simple = op(vec![action(0, 1, 0, Action::Copy(copy("/a/b")))]);
         let expected = format!(r#"{{"Type":"buildkit.file.v0","Actions":["{encoded}"]}}"#);
         let key = of(&simple, 2).unwrap();
-        assert_eq!(key.digest, digest_of(expected.as_bytes()));
+        assert_eq!(key.text, expected);
         let scratch = op(vec![action(-1, 0, 0, Action::Copy(copy("/a/b")))]);
         let expected = format!(
             r#"{{"Type":"buildkit.file.v0","Actions":["{encoded}"],"indexes":[[-1,0,0]]}}"#
         );
         let key = of(&scratch, 1).unwrap();
-        assert_eq!(key.digest, digest_of(expected.as_bytes()));
+        assert_eq!(key.text, expected);
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         let key = of(&one, 2).unwrap();
         assert!(key.deps[0].is_none());
         let dep = key.deps[1].as_ref().unwrap();
-        assert_eq!(dep.selector, digest_of(b"/a/*"));
+        assert_eq!(dep.selector, b"/a/*");
         assert!(dep.selectors[0].wildcard);
         let two = op(vec![
             action(0, 1, -1, Action::Copy(copy("/a"))),
@@ -244,7 +244,7 @@ mod tests {
         ]);
         let key = of(&two, 2).unwrap();
         let dep = key.deps[1].as_ref().unwrap();
-        assert_eq!(dep.selector, digest_of(b"/b\0/a"));
+        assert_eq!(dep.selector, b"/b\0/a");
         // From the very input that is changed: nothing less than all of it will do.
         let inside = op(vec![action(0, 0, 0, Action::Copy(copy("/a")))]);
         assert!(of(&inside, 1).unwrap().deps[0].is_none());
@@ -274,7 +274,7 @@ mod tests {
         };
         let key = of(&mkdir(by_name(1), by_name(1)), 2).unwrap();
         let dep = key.deps[1].as_ref().unwrap();
-        assert_eq!(dep.selector, digest_of(b"/etc/passwd\0/etc/group"));
+        assert_eq!(dep.selector, b"/etc/passwd\0/etc/group");
         assert!(of(&mkdir(by_name(-1), None), 2).is_err());
         assert!(of(&mkdir(None, by_name(5)), 2).is_err());
     }

@@ -15,6 +15,7 @@ mod unpack;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use cooper_content::PlaintextKind;
 use cooper_proto::pb;
 use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
@@ -49,7 +50,10 @@ impl Op<Build> for FileOp {
                 return CacheDep::default();
             };
             CacheDep {
-                selector: Some(dep.selector),
+                selector: Some(
+                    self.env
+                        .key_digest(PlaintextKind::StringList, &dep.selector),
+                ),
                 content: Some(Arc::new(ContentHash {
                     env: self.env.clone(),
                     vertices: self.inputs.clone(),
@@ -59,7 +63,9 @@ impl Op<Build> for FileOp {
             }
         });
         Ok(CacheMap {
-            digest: key.digest,
+            digest: self
+                .env
+                .key_digest(PlaintextKind::Json, key.text.as_bytes()),
             deps: deps.collect(),
             last: true,
         })

@@ -164,6 +164,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             let digest = &self.vertex(edge.vertex).maps[map].digest;
             let output = i64::try_from(edge.index).unwrap_or(i64::MAX);
             let key = KeyId::root(digest, output);
+            self.keys.is_root_of(&key, digest, output);
             let found = Found {
                 valid: true,
                 foreign: false,

@@ -27,6 +27,7 @@ impl<O: Clone, E: Clone> Core<O, E> {
             }
             (Task::ContentKey(vertex, input), Outcome::ContentKey(digest)) => {
                 let key = KeyId::root(&digest, -1);
+                self.keys.is_root_of(&key, &digest, -1);
                 self.vertex_mut(vertex)
                     .set_content(input, Content::Known(key));
                 let place = u32::try_from(input).unwrap_or(u32::MAX);

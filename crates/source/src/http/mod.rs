@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{CacheError, CacheManager, ImmutableRef, RecordOptions};
-use cooper_content::{Digest, digest_from, digest_of};
+use cooper_content::{Digest, Plaintext, PlaintextKind, digest_from, digest_of};
 use cooper_llb::gojson::{self, Base64, Object, Value};
 use cooper_session::Group;
 use cooper_sys::Root;
@@ -380,17 +380,34 @@ impl Http {
     }
 
     fn key(&self, filename: &str, checksum: &Digest, modified: &str) -> Digest {
-        let text = Object::write(|object| {
-            object.field("Filename", filename);
-            object.field("Perm", &self.perm);
-            object.field("UID", &self.uid);
-            object.field("GID", &self.gid);
-            object.field("Checksum", checksum.as_ref());
-            object.omit_empty("LastModTime", modified);
-            object.omit_empty("AuthHeaderSecret", &self.auth_secret);
-            object.omit_empty("Header", &self.headers);
-        });
-        digest_of(text.as_bytes())
+        let write = |headers: &Vec<Header>| {
+            Object::write(|object| {
+                object.field("Filename", filename);
+                object.field("Perm", &self.perm);
+                object.field("UID", &self.uid);
+                object.field("GID", &self.gid);
+                object.field("Checksum", checksum.as_ref());
+                object.omit_empty("LastModTime", modified);
+                object.omit_empty("AuthHeaderSecret", &self.auth_secret);
+                object.omit_empty("Header", headers);
+            })
+        };
+        let text = write(&self.headers);
+        let digest = digest_of(text.as_bytes());
+        if let Some(plaintexts) = self.source.cache.plaintexts()
+            && plaintexts.wants(&digest)
+        {
+            // A header may be a key to the server.
+            let shown = write(&Vec::new());
+            let shown = match self.headers.is_empty() {
+                true => shown.as_str(),
+                false => shown.strip_suffix('}').unwrap_or(&shown),
+            };
+            let mut plaintext = Plaintext::of(PlaintextKind::Json, shown.as_bytes());
+            plaintext.skip((text.len() - shown.len()) as u64);
+            plaintexts.note(&digest, plaintext);
+        }
+        digest
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use cooper_content::digest_of;
+use cooper_content::{Frame, digest_of};
 
 use super::*;
 use crate::testing::{Answer, Place, Server, nobody, place, read};
@@ -182,4 +182,39 @@ async fn one_build_sees_one_download() {
     let other = open(&place, &server, &[]).cache_key(&nobody(), 0).await;
     assert_eq!(other.unwrap().pin, wanted);
     place.cache.close().await;
+}
+
+#[tokio::test]
+async fn what_its_key_is_made_of_is_told_without_headers() {
+    #[derive(Default)]
+    struct Told(std::sync::Mutex<Vec<(Digest, Plaintext)>>);
+    impl cooper_content::Plaintexts for Told {
+        fn note(&self, digest: &Digest, plaintext: Plaintext) {
+            self.0.lock().unwrap().push((digest.clone(), plaintext));
+        }
+    }
+    let (place, server) = (place().await, Server::start().await);
+    let told = Arc::new(Told::default());
+    place.cache.tell_plaintexts(told.clone());
+    server.put("/dir/file.txt", answer("one", "\"1\""));
+    let mut keys = Vec::new();
+    for attrs in [&[][..], &[("http.header.user-agent", "sesame")]] {
+        let download = open(&place, &server, attrs);
+        keys.push(download.cache_key(&nobody(), 0).await.unwrap().key);
+    }
+    let told = told.0.lock().unwrap();
+    let [(plain, without), (guarded, with)] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!([plain.to_string(), guarded.to_string()], keys[..]);
+    let [Frame::Data(text)] = without.frames() else {
+        panic!("{without:?}");
+    };
+    assert_eq!(digest_of(text), *plain);
+    let [Frame::Data(begin), Frame::Skip(rest)] = with.frames() else {
+        panic!("{with:?}");
+    };
+    let header = r#","Header":[{"Name":"User-Agent","Value":"sesame"}]}"#;
+    assert_eq!(*begin, text[..text.len() - 1]);
+    assert_eq!(*rest, header.len() as u64);
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions, RecordType};
-use cooper_content::{Digest, digest_of};
+use cooper_content::{Digest, PlaintextKind, digest_noted};
 use cooper_llb::gojson::Object;
 use cooper_llb::platform;
 use cooper_proto::pb;
@@ -199,7 +199,8 @@ impl Image {
                 object.field("Limit", &(limit as u64));
             }
         });
-        digest_of(text.as_bytes())
+        let plaintexts = self.cache.plaintexts();
+        digest_noted(plaintexts, PlaintextKind::Json, text.as_bytes())
     }
 }
 

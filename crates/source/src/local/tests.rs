@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::testing::{Place, nobody, place, read};
+use cooper_content::digest_of;
 
 /// A client that offers a folder in one or several sessions.
 struct Client {

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod buildctl_options;
+mod cache_debug;
 mod caching;
 mod cancelling;
 mod client;
