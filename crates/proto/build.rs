@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "containerd/runtime/runc/options.proto",
     "containerd/services/containers/v1/containers.proto",
     "containerd/services/content/v1/content.proto",
+    "containerd/services/diff/v1/diff.proto",
     "containerd/services/images/v1/images.proto",
     "containerd/services/introspection/v1/introspection.proto",
     "containerd/services/leases/v1/leases.proto",

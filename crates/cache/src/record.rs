@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use cooper_content::{Descriptor, Digest, digest_of};
+use cooper_content::{Descriptor, Digest};
 use cooper_store::Table;
 use serde::{Deserialize, Serialize};
 
@@ -184,13 +184,4 @@ pub(crate) struct Uses {
     /// What its snapshot takes in bytes.
     #[serde(default)]
     pub(crate) size: Option<u64>,
-}
-
-/// The id of a chain of contents: of the diff ids for the files, of the blobs' digests for the
-/// blobs (OCI image specification, "Layer ChainID").
-pub(crate) fn chain_id(parent: Option<&Digest>, own: &Digest) -> Digest {
-    match parent {
-        None => own.clone(),
-        Some(parent) => digest_of(format!("{parent} {own}").as_bytes()),
-    }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use cooper_content::Digest;
+use cooper_content::{Digest, chain_id};
 use cooper_snapshot::Usage;
 use cooper_store::Seq;
 use tokio::sync::Notify;
 
 use crate::RefId;
-use crate::record::{Record, Stage, Uses, chain_id};
+use crate::record::{Record, Stage, Uses};
 use crate::refs::Live;
 use crate::shares::Shares;
 

@@ -45,6 +45,15 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
     digest_from(sha2::Sha256::digest(bytes).as_slice())
 }
 
+/// The id of a layer on top of others, whose id is `parent` (OCI image-spec, config.md, "Layer
+/// ChainID"): of diff ids for the files, of the blobs' digests for the blobs.
+pub fn chain_id(parent: Option<&Digest>, own: &Digest) -> Digest {
+    match parent {
+        None => own.clone(),
+        Some(parent) => digest_of(format!("{parent} {own}").as_bytes()),
+    }
+}
+
 /// Wraps the 32 bytes that a sha256 gave.
 pub fn digest_from(sha256: &[u8]) -> Digest {
     format!("sha256:{}", hex::encode(sha256))

@@ -163,6 +163,22 @@ pub trait ImageStore: Send + Sync {
         target: &Descriptor,
         references: &[(Digest, Vec<Digest>)],
     ) -> Result<(), ContentError>;
+
+    /// Unpacks an image's layers, the lowest first, each with the digest of its uncompressed form,
+    /// so that a container of the image starts at once. What is unpacked stays as long as the
+    /// image's configuration `config` does.
+    ///
+    /// # Errors
+    /// Also when a layer's content is not what its digest says.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped some layers are unpacked or none, and nothing stays that nobody
+    /// needs.
+    async fn unpack(
+        &self,
+        config: &Digest,
+        layers: &[(Descriptor, Digest)],
+    ) -> Result<(), ContentError>;
 }
 
 /// Where blobs come from that are not in the store: a registry, a client.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cooper_proto::containerd::services::containers::v1::containers_client::ContainersClient;
+use cooper_proto::containerd::services::diff::v1::diff_client::DiffClient;
 use cooper_proto::containerd::services::images::v1::images_client::ImagesClient;
 use cooper_proto::containerd::services::introspection::v1::introspection_client::IntrospectionClient;
 use cooper_proto::containerd::services::introspection::v1::{Plugin, PluginsRequest};
@@ -144,6 +145,10 @@ impl Containerd {
         TasksClient::new(self.service())
             .max_decoding_message_size(MAX_MESSAGE_SIZE)
             .max_encoding_message_size(MAX_MESSAGE_SIZE)
+    }
+
+    pub(crate) fn diff(&self) -> DiffClient<Service> {
+        DiffClient::new(self.service())
     }
 
     pub(crate) fn images(&self) -> ImagesClient<Service> {

@@ -9,11 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use cooper_content::{
-    Blob, ContentError, ContentStore, Descriptor, Digest, ImageStore, Info, Ingest,
-};
-use cooper_proto::containerd::services::images::v1 as images;
-use cooper_proto::containerd::types;
+use cooper_content::{Blob, ContentError, ContentStore, Digest, Info, Ingest};
 use cooper_proto::content as wire;
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
@@ -22,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::collect::Collector;
+use crate::lease::Lease;
 use crate::snapshots::{OWNER, ROOT};
 use crate::{Containerd, ContainerdError};
 use ingest::{ContainerdIngest, Lock, Writer};
@@ -30,10 +27,6 @@ mod ingest;
 
 /// Bytes of a block of common file systems.
 const BLOCK: u64 = 4096;
-
-/// The labels that say which blobs one needs, with a number behind: containerd's collector goes
-/// by them.
-const REFERENCE: &str = "containerd.io/gc.ref.content";
 
 /// How long containerd may take to let go of an ingest whose writer is gone.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -140,7 +133,11 @@ impl ContainerdContentStore {
     }
 
     /// Adds labels to a blob.
-    async fn mark(&self, digest: &Digest, labels: BTreeMap<String, String>) -> Result<(), Status> {
+    pub(crate) async fn mark(
+        &self,
+        digest: &Digest,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), Status> {
         let paths = labels.keys().map(|name| format!("labels.{name}")).collect();
         let request = wire::UpdateRequest {
             info: Some(wire::Info {
@@ -153,11 +150,26 @@ impl ContainerdContentStore {
         self.containerd.content().update(request).await.map(drop)
     }
 
+    /// A lease for a blob that is in containerd, whosever it is; `None` when it is not there.
+    async fn spare(&self, digest: &Digest) -> Result<Option<Lease>, Status> {
+        let request = wire::InfoRequest {
+            digest: digest.to_string(),
+        };
+        match self.containerd.content().info(request).await {
+            Ok(_) => {}
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(status),
+        }
+        let lease = Lease::new(&self.containerd, "ingest").await?;
+        lease.keep(digest).await?;
+        Ok(Some(lease))
+    }
+
     async fn label(&self, digest: &Digest, there: bool) -> Result<(), Status> {
         self.mark(digest, self.labels(there)).await
     }
 
-    fn failed(&self, attempt: impl Into<String>, status: Status) -> ContentError {
+    pub(crate) fn failed(&self, attempt: impl Into<String>, status: Status) -> ContentError {
         ContentError::Backend {
             attempt: attempt.into(),
             source: self.containerd.failed()(status).into(),
@@ -305,49 +317,5 @@ impl ContentStore for ContainerdContentStore {
             path: self.root.clone(),
             source,
         })
-    }
-}
-
-#[async_trait]
-impl ImageStore for ContainerdContentStore {
-    async fn name(
-        &self,
-        name: &str,
-        target: &Descriptor,
-        references: &[(Digest, Vec<Digest>)],
-    ) -> Result<(), ContentError> {
-        let failed = |status| self.failed(format!("name the image {name}"), status);
-        // Before the image is there, so that the collector never sees it without its blobs.
-        for (digest, needed) in references {
-            let labels = needed.iter().enumerate();
-            let labels = labels
-                .map(|(number, needed)| (format!("{REFERENCE}.{number}"), needed.to_string()));
-            self.mark(digest, labels.collect()).await.map_err(failed)?;
-        }
-        let image = images::Image {
-            name: name.to_owned(),
-            target: Some(types::Descriptor {
-                media_type: target.media_type().to_string(),
-                digest: target.digest().to_string(),
-                size: target.size().try_into().unwrap_or(i64::MAX),
-                annotations: Default::default(),
-            }),
-            ..Default::default()
-        };
-        let update = images::UpdateImageRequest {
-            image: Some(image.clone()),
-            update_mask: Some(FieldMask {
-                paths: vec!["target".into()],
-            }),
-        };
-        let mut client = self.containerd.images();
-        match client.update(update).await {
-            Ok(_) => return Ok(()),
-            Err(status) if status.code() == Code::NotFound => {}
-            Err(status) => return Err(failed(status)),
-        }
-        let image = Some(image);
-        let create = images::CreateImageRequest { image };
-        client.create(create).await.map(drop).map_err(failed)
     }
 }

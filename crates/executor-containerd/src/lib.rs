@@ -2,7 +2,7 @@
 //!
 //! [`Containerd`] is the connection, which comes back when containerd does; [`ContainerdExecutor`]
 //! runs containers by it, [`ContainerdSnapshotter`] and [`ContainerdContentStore`] keep file
-//! systems and blobs in it. Root file systems and mounts are put together in this process, as for
+//! systems and blobs in it, [`ContainerdImageStore`] gives images names there. Root file systems and mounts are put together in this process, as for
 //! every executor, so containerd has to see the same file systems: it runs on this machine, and
 //! the executor's root lies where both see what is mounted. Standard input and output are FIFOs
 //! in the container's folder, which the runtime's shim opens.
@@ -40,6 +40,8 @@ mod content;
 mod error;
 mod exec;
 mod executor;
+mod images;
+mod lease;
 mod left;
 mod snapshots;
 mod stdio;
@@ -52,4 +54,5 @@ pub use config::{ContainerdConfig, RuncOptions, Runtime, RuntimeOptions};
 pub use content::ContainerdContentStore;
 pub use error::ContainerdError;
 pub use executor::ContainerdExecutor;
+pub use images::ContainerdImageStore;
 pub use snapshots::ContainerdSnapshotter;

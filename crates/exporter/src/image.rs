@@ -32,6 +32,8 @@ pub(crate) struct ImageExporter {
     store: bool,
     /// Whether it gets them with its digest as well.
     canonical: bool,
+    /// Whether its layers are unpacked there as well.
+    unpack: bool,
     /// Whether the store may lack layers of it.
     incomplete: bool,
     dangling_prefix: String,
@@ -59,8 +61,8 @@ impl ImageExporter {
         };
         let canonical = flag(&mut attrs, "name-canonical")?;
         let incomplete = flag(&mut attrs, "unsafe-internal-store-allow-incomplete")?;
-        // Whoever runs an image of a store unpacks it when it is not.
-        if flag(&mut attrs, "unpack")? && options.rewrite_times {
+        let unpack = flag(&mut attrs, "unpack")?;
+        if unpack && options.rewrite_times {
             return Err(ExportError::Conflict {
                 first: "rewrite-timestamp",
                 second: "unpack",
@@ -73,6 +75,7 @@ impl ImageExporter {
             insecure,
             store,
             canonical,
+            unpack,
             incomplete,
             dangling_prefix: attrs.remove("dangling-name-prefix").unwrap_or_default(),
             dangling_empty_only,
@@ -106,7 +109,7 @@ impl ImageExporter {
         images: &dyn ImageStore,
         cx: &ExportContext,
     ) -> Result<(), ExportError> {
-        if !self.incomplete {
+        if !self.incomplete || self.unpack {
             image.fetch_layers(cx).await?;
         }
         let references = image.references();
@@ -124,7 +127,36 @@ impl ImageExporter {
                     .map_err(ExportError::content("name the image"))?;
             }
         }
+        if self.unpack {
+            self.unpack(image, names, images, cx).await?;
+        }
         Ok(())
+    }
+}
+
+impl ImageExporter {
+    /// Unpacks the part of the image that this machine runs.
+    async fn unpack(
+        &self,
+        image: &Image,
+        names: &str,
+        images: &dyn ImageStore,
+        cx: &ExportContext,
+    ) -> Result<(), ExportError> {
+        let _status = cx.progress.status(&format!("unpacking to {names}"), "");
+        let part = image.for_host().ok_or_else(|| {
+            let host = cooper_llb::platform::format(&cooper_llb::platform::host());
+            ExportError::result(format!("no part of the image is for {host}: cannot unpack"))
+        })?;
+        let layers: Vec<_> = part
+            .layers
+            .iter()
+            .map(|(described, layer)| (described.descriptor(), layer.diff_id.clone()))
+            .collect();
+        images
+            .unpack(&part.config.digest, &layers)
+            .await
+            .map_err(ExportError::content("unpack the image"))
     }
 }
 

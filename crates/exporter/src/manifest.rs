@@ -52,6 +52,23 @@ impl Image {
         response
     }
 
+    /// The part that this machine runs, the one of its very variant first.
+    pub(crate) fn for_host(&self) -> Option<&Part> {
+        let host = cooper_llb::platform::host();
+        let runs = |part: &&Part| {
+            let spec = part.manifest.platform.as_ref();
+            spec.is_none_or(|spec| {
+                let of = platforms::from_spec(spec.clone());
+                of.os == host.os && of.architecture == host.architecture
+            })
+        };
+        let other = |part: &&Part| {
+            let spec = part.manifest.platform.as_ref();
+            spec.is_some_and(|spec| platforms::from_spec(spec.clone()).variant != host.variant)
+        };
+        self.parts.iter().filter(runs).min_by_key(other)
+    }
+
     /// The digests of all blobs of it, in no order that means anything.
     pub(crate) fn blobs(&self) -> Vec<Digest> {
         let mut blobs = vec![self.root.digest.clone()];

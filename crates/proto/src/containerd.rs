@@ -26,6 +26,11 @@ pub mod services {
             tonic::include_proto!("containerd.services.containers.v1");
         }
     }
+    pub mod diff {
+        pub mod v1 {
+            tonic::include_proto!("containerd.services.diff.v1");
+        }
+    }
     pub mod images {
         pub mod v1 {
             tonic::include_proto!("containerd.services.images.v1");

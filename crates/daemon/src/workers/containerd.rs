@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cooper_executor_containerd::{
-    Containerd, ContainerdConfig, ContainerdContentStore, ContainerdExecutor,
+    Containerd, ContainerdConfig, ContainerdContentStore, ContainerdExecutor, ContainerdImageStore,
     ContainerdSnapshotter, RuncOptions, Runtime, RuntimeOptions,
 };
 use cooper_worker::inventory;
@@ -135,17 +135,18 @@ async fn storage(
     owner: &str,
     settings: &WorkerSettings,
 ) -> Result<Storage, Box<dyn Error + Send + Sync>> {
-    let snapshotter = match settings.snapshotter.as_str() {
+    let name = match settings.snapshotter.as_str() {
         "" | "auto" => DEFAULT_SNAPSHOTTER,
         name => name,
     };
-    let snapshotter = ContainerdSnapshotter::open(containerd.clone(), snapshotter, owner).await?;
+    let snapshotter = ContainerdSnapshotter::open(containerd.clone(), name, owner).await?;
     let content = ContainerdContentStore::open(containerd.clone(), owner).await?;
     content.clear_ingests().await?;
+    let images = ContainerdImageStore::new(containerd.clone(), content.clone(), name);
     Ok(Storage {
         snapshotter: Arc::new(snapshotter),
-        content: Arc::new(content.clone()),
-        images: Some(Arc::new(content)),
+        content: Arc::new(content),
+        images: Some(Arc::new(images)),
     })
 }
 

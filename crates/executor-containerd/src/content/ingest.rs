@@ -148,6 +148,32 @@ impl Ingest for ContainerdIngest {
     }
 
     async fn commit(
+        self: Box<Self>,
+        size: Option<u64>,
+        digest: Option<&Digest>,
+    ) -> Result<Digest, ContentError> {
+        let store = self.store.clone();
+        let failed = |status| store.failed(format!("commit ingest {}", self.lock.name), status);
+        // What is there already may belong to nobody any more: containerd's collector could take
+        // it before it is labelled.
+        let lease = match digest {
+            Some(digest) => store.spare(digest).await.map_err(failed)?,
+            None => None,
+        };
+        let committed = self.finish(size, digest).await;
+        if let Some(lease) = lease {
+            lease.end().await;
+        }
+        committed
+    }
+
+    async fn abort(self: Box<Self>) -> Result<(), ContentError> {
+        self.discard().await
+    }
+}
+
+impl ContainerdIngest {
+    async fn finish(
         mut self: Box<Self>,
         size: Option<u64>,
         digest: Option<&Digest>,
@@ -205,9 +231,5 @@ impl Ingest for ContainerdIngest {
                 _ => Err(self.store.failed(attempt(), status)),
             },
         }
-    }
-
-    async fn abort(self: Box<Self>) -> Result<(), ContentError> {
-        self.discard().await
     }
 }

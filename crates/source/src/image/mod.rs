@@ -20,7 +20,6 @@ use cooper_llb::gojson::Object;
 use cooper_llb::platform;
 use cooper_proto::pb;
 use cooper_registry::Reference;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
 pub use config::ResolvedConfig;
@@ -209,12 +208,7 @@ impl Image {
 pub(crate) fn chain_id<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Option<Digest> {
     let mut chain: Option<Digest> = None;
     for diff_id in diff_ids {
-        chain = Some(match chain {
-            None => diff_id.clone(),
-            Some(parent) => {
-                cooper_content::digest_from(&Sha256::digest(format!("{parent} {diff_id}")))
-            }
-        });
+        chain = Some(cooper_content::chain_id(chain.as_ref(), diff_id));
     }
     chain
 }

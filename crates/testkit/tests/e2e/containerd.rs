@@ -130,6 +130,52 @@ fn exp06_an_image_is_in_containerds_store() {
 }
 
 #[test]
+fn exp06_an_image_is_unpacked_where_it_is_kept() {
+    let watch = leak::Watch::begin();
+    let registry = Registry::start();
+    let base = push_busybox(&registry);
+    let daemon = Daemon::with_containerd("");
+    let socket = daemon.containerd().socket();
+    let dockerfile = format!("FROM {base}\nRUN echo one > /one\nRUN echo two > /two\n");
+    let context = Context::new().file("Dockerfile", &dockerfile);
+    let client = Client::buildx(&daemon);
+    let packed = "--output=type=image,name=example.test/packed:latest";
+    client.build(&context, &[packed]).success();
+    let checked = |name: &str| {
+        let all = ctr(&socket, &["images", "check"]).output;
+        let line = all.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {all}"));
+        line.split_whitespace().last().map(str::to_owned).unwrap()
+    };
+    assert_eq!(checked("example.test/packed:latest"), "false");
+    let name = "example.test/unpacked:latest";
+    let unpacked = format!(
+        "--output=type=image,name={name},unpack=true,compression=zstd,force-compression=true"
+    );
+    client.build(&context, &[&unpacked]).success();
+    assert_eq!(checked(name), "true");
+    // Twice: what is there is taken.
+    client.build(&context, &[&unpacked]).success();
+    // It is what the image needs and no more, and stays while the cache goes.
+    let Client::Buildx(buildx) = client else {
+        unreachable!()
+    };
+    run(buildx
+        .command()
+        .args(["prune", "--builder=cooper", "--all", "--force"]))
+    .success();
+    assert_eq!(checked(name), "true");
+    let snapshots = ctr(&socket, &["snapshots", "ls"]).output;
+    let chains = snapshots.lines().filter(|line| line.starts_with("sha256:"));
+    assert_eq!(chains.count(), 3, "{snapshots}");
+    assert!(!snapshots.contains("extract-"), "{snapshots}");
+    let leases = ctr(&socket, &["leases", "ls", "-q"]).output;
+    assert!(!leases.contains("cooper-unpack"), "{leases}");
+    drop((buildx, daemon, registry, context));
+    watch.check();
+}
+
+#[test]
 fn ex08_a_containerd_that_goes_away_fails_the_step_and_the_next_build_works() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
