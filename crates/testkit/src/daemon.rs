@@ -75,6 +75,12 @@ impl Daemon {
         }
     }
 
+    /// Starts one with runc's worker, for who looks into that one's own folders.
+    #[track_caller]
+    pub fn of_runc() -> Self {
+        Self::with("", OPTIONS, None)
+    }
+
     /// Starts one whose root is on `disk`.
     #[track_caller]
     pub fn on(disk: &SmallDisk) -> Self {
@@ -225,6 +231,15 @@ impl Daemon {
     /// The daemon's root folder.
     pub fn root(&self) -> PathBuf {
         self.root.clone()
+    }
+
+    /// The folder of its only worker.
+    pub fn worker_root(&self) -> PathBuf {
+        let name = match self.containerd {
+            Some(_) => "containerd",
+            None => "runc",
+        };
+        self.root.join(name)
     }
 
     /// A folder beside the root, removed with the daemon.

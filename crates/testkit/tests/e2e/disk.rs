@@ -161,7 +161,7 @@ fn cm17_what_would_be_pruned_is_told_and_stays() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
-    let daemon = Daemon::start();
+    let daemon = Daemon::of_runc();
     let client = Client::cooper(&daemon);
     let dockerfile = format!("FROM {base}\nRUN echo one > /one\nRUN echo two > /two\n");
     let context = Context::new().file("Dockerfile", dockerfile);
@@ -210,7 +210,7 @@ fn cm17_what_would_be_pruned_is_told_and_stays() {
 #[test]
 fn cm15_what_differs_is_named() {
     let watch = leak::Watch::begin();
-    let daemon = Daemon::start();
+    let daemon = Daemon::of_runc();
     let context = Context::new().file("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
     let client = Client::cooper(&daemon);
     client
@@ -254,11 +254,11 @@ fn a_step_that_writes_too_much_fails_by_the_limits_name() {
 
 /// Changes a bit in each record of the metadata, in the file and in its log: which of the two counts
 /// depends on when the log was last folded.
-fn damage(root: &Path) {
+fn damage(worker: &Path) {
     let wanted = b"\"description\":\"";
     let mut changed = 0;
-    for name in ["runc/metadata.db", "runc/metadata.db-wal"] {
-        let Ok(mut bytes) = std::fs::read(root.join(name)) else {
+    for name in ["metadata.db", "metadata.db-wal"] {
+        let Ok(mut bytes) = std::fs::read(worker.join(name)) else {
             continue;
         };
         // All of them: some are left over from pages as they were.
@@ -268,7 +268,7 @@ fn damage(root: &Path) {
         for place in &places {
             bytes[*place] ^= 4;
         }
-        std::fs::write(root.join(name), bytes).unwrap();
+        std::fs::write(worker.join(name), bytes).unwrap();
         changed += places.len();
     }
     assert!(changed > 0);
@@ -288,9 +288,10 @@ fn cm05_metadata_that_are_damaged_are_kept_aside_and_the_daemon_serves() {
     client
         .build(&context, &["--output=type=cacheonly"])
         .success();
-    let path = daemon.root().join("runc/metadata.db");
-    let aside = |daemon: &Daemon| {
-        let entries = std::fs::read_dir(daemon.root().join("runc")).unwrap();
+    let worker = daemon.worker_root();
+    let path = worker.join("metadata.db");
+    let aside = || {
+        let entries = std::fs::read_dir(&worker).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.contains(".damaged-")).count()
     };
@@ -310,11 +311,11 @@ fn cm05_metadata_that_are_damaged_are_kept_aside_and_the_daemon_serves() {
     ];
     for (number, way) in ways.iter().enumerate() {
         daemon.stop();
-        way(&daemon.root());
+        way(&worker);
         daemon.spawn();
         let log = daemon.log();
         assert!(log.contains("the metadata was damaged"), "{log}");
-        assert!(aside(&daemon) > number, "{} are kept", aside(&daemon));
+        assert!(aside() > number, "{} are kept", aside());
         client
             .build(&context, &["--output=type=cacheonly"])
             .success();
