@@ -134,7 +134,7 @@ fn exp06_an_image_is_unpacked_where_it_is_kept() {
     let watch = leak::Watch::begin();
     let registry = Registry::start();
     let base = push_busybox(&registry);
-    let daemon = Daemon::with_containerd("");
+    let mut daemon = Daemon::with_containerd("");
     let socket = daemon.containerd().socket();
     let dockerfile = format!("FROM {base}\nRUN echo one > /one\nRUN echo two > /two\n");
     let context = Context::new().file("Dockerfile", &dockerfile);
