@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cooper_proto::containerd::services::leases::v1 as wire;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::lease::Lease;
 use crate::{Containerd, ContainerdError};
 
 /// How long others that are removed soon are waited for: a run looks at all that there is.
@@ -56,14 +56,8 @@ impl Collector {
 /// A lease that is deleted with `sync` is what containerd has for it: the answer comes when the
 /// collector has run.
 async fn collect(containerd: &Containerd) -> Result<(), ContainerdError> {
-    let id = format!("cooper-collect-{}", uuid::Uuid::new_v4().simple());
-    let request = wire::CreateRequest {
-        id: id.clone(),
-        labels: Default::default(),
-    };
-    let made = containerd.leases().create(request).await;
-    made.map_err(containerd.failed())?;
-    let request = wire::DeleteRequest { id, sync: true };
-    let deleted = containerd.leases().delete(request).await;
-    deleted.map(drop).map_err(containerd.failed())
+    let lease = Lease::new(containerd, "collect").await;
+    let lease = lease.map_err(containerd.failed())?;
+    let collected = lease.end_and_collect().await;
+    collected.map_err(containerd.failed())
 }

@@ -150,15 +150,22 @@ impl ContainerdContentStore {
         self.containerd.content().update(request).await.map(drop)
     }
 
-    /// A lease for a blob that is in containerd, whosever it is; `None` when it is not there.
-    async fn spare(&self, digest: &Digest) -> Result<Option<Lease>, Status> {
+    /// What containerd says of a blob, whosever it is; `None` when it is not there.
+    async fn look(&self, digest: &Digest) -> Result<Option<wire::Info>, Status> {
         let request = wire::InfoRequest {
             digest: digest.to_string(),
         };
         match self.containerd.content().info(request).await {
-            Ok(_) => {}
-            Err(status) if status.code() == Code::NotFound => return Ok(None),
-            Err(status) => return Err(status),
+            Ok(answer) => Ok(Some(answer.into_inner().info.unwrap_or_default())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// A lease for a blob that is in containerd, whosever it is; `None` when it is not there.
+    async fn spare(&self, digest: &Digest) -> Result<Option<Lease>, Status> {
+        if self.look(digest).await?.is_none() {
+            return Ok(None);
         }
         let lease = Lease::new(&self.containerd, "ingest").await?;
         lease.keep(digest).await?;
@@ -216,20 +223,12 @@ impl Blob for FileBlob {
 #[async_trait]
 impl ContentStore for ContainerdContentStore {
     async fn info(&self, digest: &Digest) -> Result<Info, ContentError> {
-        let missing = || ContentError::NotFound {
+        let info = self.look(digest).await;
+        let info = info.map_err(|status| self.failed(format!("look for {digest}"), status))?;
+        let own = info.and_then(|info| self.own(info));
+        own.ok_or_else(|| ContentError::NotFound {
             digest: digest.clone(),
-        };
-        let request = wire::InfoRequest {
-            digest: digest.to_string(),
-        };
-        match self.containerd.content().info(request).await {
-            Ok(answer) => {
-                let info = answer.into_inner().info.unwrap_or_default();
-                self.own(info).ok_or_else(missing)
-            }
-            Err(status) if status.code() == Code::NotFound => Err(missing()),
-            Err(status) => Err(self.failed(format!("look for {digest}"), status)),
-        }
+        })
     }
 
     async fn open(&self, digest: &Digest) -> Result<Box<dyn Blob>, ContentError> {

@@ -106,8 +106,7 @@ impl ContainerdImageStore {
                 key,
             };
             if let Err(error) = client.remove(request).await {
-                // It goes with the lease.
-                tracing::debug!(%error, "a layer that was not unpacked stays for now");
+                tracing::debug!(%error, "what there is of a layer goes with its lease");
             }
         }
         // Somebody else was faster.

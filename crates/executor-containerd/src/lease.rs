@@ -70,12 +70,19 @@ impl Lease {
 
     /// Ends it.
     pub(crate) async fn end(self) {
-        let request = wire::DeleteRequest {
-            id: self.id(),
-            sync: false,
-        };
-        if let Err(error) = self.containerd.leases().delete(request).await {
+        if let Err(error) = self.delete(false).await {
             tracing::debug!(%error, "a lease ends by itself");
         }
+    }
+
+    /// Ends it, and returns when containerd's collector has run.
+    pub(crate) async fn end_and_collect(self) -> Result<(), Status> {
+        self.delete(true).await
+    }
+
+    async fn delete(self, sync: bool) -> Result<(), Status> {
+        let id = self.id();
+        let request = wire::DeleteRequest { id, sync };
+        self.containerd.leases().delete(request).await.map(drop)
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! [`Containerd`] is the connection, which comes back when containerd does; [`ContainerdExecutor`]
 //! runs containers by it, [`ContainerdSnapshotter`] and [`ContainerdContentStore`] keep file
-//! systems and blobs in it, [`ContainerdImageStore`] gives images names there. Root file systems and mounts are put together in this process, as for
-//! every executor, so containerd has to see the same file systems: it runs on this machine, and
-//! the executor's root lies where both see what is mounted. Standard input and output are FIFOs
-//! in the container's folder, which the runtime's shim opens.
+//! systems and blobs in it, [`ContainerdImageStore`] gives images names there and unpacks them.
+//! Root file systems and mounts are put together in this process, as for every executor, so
+//! containerd has to see the same file systems: it runs on this machine, and the executor's root
+//! lies where both see what is mounted. Standard input and output are FIFOs in the container's
+//! folder, which the runtime's shim opens.
 //!
 //! One task owns a container from the first request until nothing is left of it, whether
 //! anybody is left who asked for it or not. When containerd goes away in the middle, what runs

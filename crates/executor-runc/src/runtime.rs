@@ -51,8 +51,8 @@ pub(crate) struct Binary {
     state: PathBuf,
     /// Whether it can be told to leave the container's remains when it has ended: then the
     /// control group can still be asked why, and there is no second process to remove it. Others
-    /// are given a group in one of ours. Asked of it when the first
-    /// container is made, so that a daemon is there sooner.
+    /// are given a group in one of ours. Asked of it when the first container is made, so that a
+    /// daemon is there sooner.
     keep: OnceLock<bool>,
 }
 

@@ -132,9 +132,7 @@ impl ImageExporter {
         }
         Ok(())
     }
-}
 
-impl ImageExporter {
     /// Unpacks the part of the image that this machine runs.
     async fn unpack(
         &self,

@@ -15,7 +15,8 @@ fn show(what: &str, rounds: &mut [Round], builds: usize) -> Duration {
     let round = &rounds[rounds.len() / 2];
     let worst = rounds.iter().map(|round| round.wait(990)).max();
     println!(
-        "{what}: {:.1} ms, {:.0} µs a build, {:.0} µs of a processor; {} calls to the store, of which 99 % took at most \
+        "{what}: {:.1} ms, {:.0} µs a build, {:.0} µs of a processor; \
+         {} calls to the store, of which 99 % took at most \
          {:.1} µs, 999 of 1,000 {:.1} µs, the longest {:.1} µs; 99 % in the worst round {:.1} µs",
         round.time.as_secs_f64() * 1e3,
         micros(round.time) / builds as f64,

@@ -123,8 +123,8 @@ pub async fn listen_debug(address: &str) -> Result<Listener, DaemonError> {
         source,
     };
     match address.split_once("://") {
-        None => Ok(plain(socket::tcp(address).await.map_err(failed)?)),
-        Some(("tcp", host)) => Ok(plain(socket::tcp(host).await.map_err(failed)?)),
+        None => Ok(port(socket::tcp(address).await.map_err(failed)?, None)),
+        Some(("tcp", host)) => Ok(port(socket::tcp(host).await.map_err(failed)?, None)),
         Some(("unix", path)) if !path.is_empty() => {
             socket::unix(path.as_ref(), (None, None)).map_err(failed)
         }
@@ -135,10 +135,10 @@ pub async fn listen_debug(address: &str) -> Result<Listener, DaemonError> {
     }
 }
 
-fn plain(listener: TcpListener) -> Listener {
+fn port(listener: TcpListener, tls: Option<TlsAcceptor>) -> Listener {
     Listener {
         socket: Socket::Tcp(listener),
-        tls: None,
+        tls,
         _file: None,
     }
 }
@@ -151,11 +151,7 @@ fn guarded(listener: TcpListener, tls: Option<&TlsAcceptor>, address: &str) -> L
              recommended"
         );
     }
-    Listener {
-        socket: Socket::Tcp(listener),
-        tls: tls.cloned(),
-        _file: None,
-    }
+    port(listener, tls.cloned())
 }
 
 impl Listener {

@@ -206,11 +206,10 @@ impl Image {
 /// The chain id of layers, by the digests of their uncompressed form (OCI image-spec,
 /// config.md, "Layer ChainID"). `None` without layers.
 pub(crate) fn chain_id<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Option<Digest> {
-    let mut chain: Option<Digest> = None;
-    for diff_id in diff_ids {
-        chain = Some(cooper_content::chain_id(chain.as_ref(), diff_id));
-    }
-    chain
+    let all = diff_ids.into_iter();
+    all.fold(None, |below: Option<Digest>, diff_id| {
+        Some(cooper_content::chain_id(below.as_ref(), diff_id))
+    })
 }
 
 #[async_trait]

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use cooper_testkit::{Client, Context, Daemon, Ran, Registry, Started, leak, push_busybox, run};
+use cooper_testkit::{
+    Buildx, Client, Context, Daemon, Ran, Registry, Started, leak, push_busybox, run,
+};
 
 use crate::Out;
 
@@ -15,6 +17,12 @@ fn ctr(socket: &Path, args: &[&str]) -> Ran {
     let mut command = Command::new("ctr");
     command.arg("--address").arg(socket);
     run(command.args(["--namespace", "buildkit"]).args(args)).success()
+}
+
+/// Empties the daemon's cache.
+fn prune_all(buildx: &Buildx) {
+    let all = ["prune", "--builder=cooper", "--all", "--force"];
+    run(buildx.command().args(all)).success();
 }
 
 #[test]
@@ -58,10 +66,7 @@ fn wrk03_steps_files_and_blobs_are_containerds() {
         unreachable!()
     };
     // What is pruned is gone from containerd as well.
-    run(buildx
-        .command()
-        .args(["prune", "--builder=cooper", "--all", "--force"]))
-    .success();
+    prune_all(&buildx);
     let kept = ctr(&socket, &["snapshots", "ls"]).output;
     assert!(!kept.contains("cooper/"), "{kept}");
     drop((buildx, daemon, registry, context, out));
@@ -114,10 +119,7 @@ fn exp06_an_image_is_in_containerds_store() {
     let Client::Buildx(buildx) = client else {
         unreachable!()
     };
-    run(buildx
-        .command()
-        .args(["prune", "--builder=cooper", "--all", "--force"]))
-    .success();
+    prune_all(&buildx);
     let place = daemon.scratch().join("image");
     std::fs::create_dir(&place).unwrap();
     let place = place.display().to_string();
@@ -160,10 +162,7 @@ fn exp06_an_image_is_unpacked_where_it_is_kept() {
     let Client::Buildx(buildx) = client else {
         unreachable!()
     };
-    run(buildx
-        .command()
-        .args(["prune", "--builder=cooper", "--all", "--force"]))
-    .success();
+    prune_all(&buildx);
     assert_eq!(checked(name), "true");
     let snapshots = ctr(&socket, &["snapshots", "ls"]).output;
     let chains = snapshots.lines().filter(|line| line.starts_with("sha256:"));
