@@ -214,7 +214,7 @@ impl Tree {
     }
 
     /// What the lower folders show at `path`, whose upper folders do not hide them.
-    fn below(&self, path: &Path) -> io::Result<Option<(Entry, Stat)>> {
+    pub(crate) fn below(&self, path: &Path) -> io::Result<Option<(Entry, Stat)>> {
         let Some(overlay) = &self.overlay else {
             return Ok(None);
         };

@@ -437,6 +437,11 @@ impl Unpacker {
                 _ => Ok(()),
             },
             Err(error) if is_missing(&error) => {
+                // Only over something: a folder that is in this layer alone is listed with all
+                // that is in it, whiteouts included.
+                if self.tree.below(&folder.path.join(name))?.is_none() {
+                    return Ok(());
+                }
                 let device = FileType::CharacterDevice;
                 Ok(rustix::fs::mknodat(
                     &folder.fd,

@@ -1,6 +1,7 @@
 //! Whole graphs through the solver, with a cache in a folder and an executor that only pretends.
 
 mod images;
+mod layered;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +20,7 @@ use cooper_progress::{Collect, Event, Limits};
 use cooper_proto::pb::{self, file_action::Action};
 use cooper_registry::Registry;
 use cooper_session::Group;
-use cooper_snapshot::{MountedDir, NativeSnapshotter};
+use cooper_snapshot::{Kind, MountedDir};
 use cooper_solver::{SolveError, Solver, SolverConfig, error_chain};
 use cooper_source::{
     CacheKey, Identifier, Instance, Source, SourceContext, SourceError, SourceRegistry,
@@ -81,7 +82,7 @@ impl Instance for Folder {
     }
 }
 
-/// Does what the arguments say: `write PATH TEXT`, `exit CODE`, `env`.
+/// Does what the arguments say: `write PATH TEXT`, `exit CODE`, `env`; `sh SCRIPT` in the root.
 #[derive(Default)]
 struct Pretender {
     /// The arguments of all processes so far.
@@ -112,6 +113,11 @@ impl Executor for Pretender {
         match args.as_slice() {
             ["write", path, text] => {
                 std::fs::write(root.path().join(path.trim_start_matches('/')), text).unwrap();
+            }
+            ["sh", script] => {
+                let mut shell = std::process::Command::new("sh");
+                shell.args(["-ec", script]).current_dir(root.path());
+                assert!(shell.status().unwrap().success(), "{script}");
             }
             ["exit", code] => exit.code = code.parse().unwrap(),
             ["env"] => say(init.env.join("\n")),
@@ -159,14 +165,18 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
+    bench_on(Kind::Native).await
+}
+
+async fn bench_on(kind: Kind) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::in_memory().unwrap();
-    let snapshots = NativeSnapshotter::open(dir.path(), store.clone()).unwrap();
+    let snapshots = cooper_snapshot::open(kind, dir.path(), store.clone()).unwrap();
     let content = Arc::new(MemoryContentStore::default());
     let cache = CacheManager::open(CacheConfig {
         store,
         dropped: Vec::new(),
-        snapshotter: Arc::new(snapshots),
+        snapshotter: snapshots,
         content: content.clone(),
         mounts: dir.path().join("mounts"),
     })
@@ -277,6 +287,13 @@ impl Bench {
         graph: &Graph,
         top: usize,
     ) -> Result<BTreeMap<String, String>, SolveError> {
+        let Some(output) = self.output(graph, top).await? else {
+            return Ok(BTreeMap::new());
+        };
+        Ok(self.read(&output).await)
+    }
+
+    async fn output(&self, graph: &Graph, top: usize) -> Result<Option<ImmutableRef>, SolveError> {
         let pointer = pb::Op {
             inputs: vec![pb::Input {
                 digest: digest_of(&graph.0[top]).to_string(),
@@ -295,11 +312,7 @@ impl Bench {
         let job = self
             .solver
             .job(JobContext::new(Group::none()), self.sink.clone());
-        let output = job.build(vertices, edge).await?;
-        let Some(output) = output else {
-            return Ok(BTreeMap::new());
-        };
-        Ok(self.read(&output).await)
+        job.build(vertices, edge).await
     }
 
     async fn read(&self, state: &cooper_cache::ImmutableRef) -> BTreeMap<String, String> {

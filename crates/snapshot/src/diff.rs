@@ -65,7 +65,8 @@ fn upper_folder(
                 kind: ChangeKind::Add,
                 path: path.clone(),
             })?,
-            Some(old) if !directory || !same(lower, &path, old, upper, &new)? => {
+            // A file that was moved away and back is in the upper folder too.
+            Some(old) if !same(lower, &path, old, upper, &new)? => {
                 visit(Change {
                     kind: ChangeKind::Modify,
                     path: path.clone(),
@@ -202,21 +203,26 @@ fn same(
     {
         return Ok(false);
     }
+    // What is known already first: most files that were written differ in these.
+    let times = (old.st_mtime, old.st_mtime_nsec) == (new.st_mtime, new.st_mtime_nsec);
+    match kind(new) {
+        FileType::Directory | FileType::Symlink => {}
+        FileType::RegularFile if old.st_size != new.st_size => return Ok(false),
+        _ if !times => return Ok(false),
+        _ => {}
+    }
     let (before, after) = (lower.entry(path)?, upper.entry(path)?);
     let attributes = |entry: &Entry| cooper_sys::copy::xattrs(&entry.proc_path());
     if attributes(&before)? != attributes(&after)? {
         return Ok(false);
     }
     match kind(new) {
-        // A folder's time changes with its members, which are named themselves.
-        FileType::Directory => Ok(true),
         FileType::Symlink => Ok(before.read_link()? == after.read_link()?),
-        _ if (old.st_mtime, old.st_mtime_nsec) != (new.st_mtime, new.st_mtime_nsec) => Ok(false),
-        FileType::RegularFile if old.st_size != new.st_size => Ok(false),
         // Times without fractions were made by hand or by an archive: look at the content.
         FileType::RegularFile if new.st_mtime_nsec == 0 && new.st_size > 0 => {
             same_content(&lower.open_file(path)?, &upper.open_file(path)?)
         }
+        // A folder's time changes with its members, which are named themselves.
         _ => Ok(true),
     }
 }
