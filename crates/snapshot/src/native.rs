@@ -13,7 +13,8 @@ use crate::index::{Index, Record};
 use crate::tree::{self, blocking};
 use crate::{ActiveKey, Mount, SnapshotError, SnapshotId, SnapshotName, Snapshotter, Usage};
 
-/// Keeps each snapshot as a folder of its own, `<root>/s/<number>/fs`.
+/// Keeps each snapshot as a folder of its own, `<root>/s/<number>/fs`. A view is no copy: it shows
+/// the folder of its parent, to read.
 #[derive(Clone, Debug)]
 pub struct NativeSnapshotter {
     index: Arc<Index>,
@@ -38,7 +39,8 @@ impl NativeSnapshotter {
         let from = match parent {
             Some(name) => {
                 let record = self.index.get(&SnapshotId::Committed(name.clone()))?;
-                Some(self.index.folder(record.number))
+                // A view shows the files of its parent.
+                (!view).then(|| self.index.folder(record.number))
             }
             None => None,
         };
@@ -105,7 +107,14 @@ impl Snapshotter for NativeSnapshotter {
 
     async fn mounts(&self, key: &ActiveKey) -> Result<Vec<Mount>, SnapshotError> {
         let record = self.index.get(&SnapshotId::Active(key.clone()))?;
-        let folder = self.index.folder(record.number).join("fs");
+        let shown = match &record.parent {
+            Some(parent) if record.view => {
+                let parent = SnapshotId::Committed(SnapshotName::new(parent.clone()));
+                self.index.get(&parent)?.number
+            }
+            _ => record.number,
+        };
+        let folder = self.index.folder(shown).join("fs");
         Ok(vec![Mount::bind(&folder, record.view)])
     }
 
