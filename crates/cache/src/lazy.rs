@@ -1,5 +1,7 @@
 //! Bringing lazy refs to disk.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use cooper_snapshot::{ActiveKey, Mount, SnapshotName};
 
@@ -11,6 +13,17 @@ use crate::{CacheError, ImmutableRef, Layer, LocalRef, RefId};
 
 /// Why a layer could not be brought.
 pub type FillError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The changes from one state of files to another.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// What shows the first one; nothing for no files.
+    pub lower: Vec<Mount>,
+    /// What shows the second one. For an overlay its first lower folder holds just the changes.
+    pub upper: Vec<Mount>,
+    /// A folder for temporary mounts, which is swept if this process dies.
+    pub scratch: PathBuf,
+}
 
 /// Brings the content of layers: fetches, verifies and unpacks. Given by those who know where
 /// layers come from.
@@ -27,6 +40,13 @@ pub trait Fill: Send + Sync {
     /// # Cancel safety
     /// When the future is dropped, what was unpacked is thrown away.
     async fn fill(&self, layer: &Layer, mounts: &[Mount]) -> Result<(), FillError>;
+
+    /// Makes `changes` again in `mounts`, which show another state. The files are on the same
+    /// file system, and nobody writes to them: they can be shared.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, what was made is thrown away.
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError>;
 }
 
 impl ImmutableRef {
@@ -42,7 +62,9 @@ impl ImmutableRef {
         }
         let chain = self.chain();
         let missing: Vec<&ImmutableRef> = chain.iter().filter(|one| !one.is_local()).collect();
-        let wanted = missing.iter().filter(|one| one.twin().is_none());
+        let wanted = missing
+            .iter()
+            .filter(|one| one.twin().is_none() && one.repeats().is_none());
         let layers: Vec<Layer> = wanted.filter_map(|one| one.layer()).collect();
         fill.prefetch(&layers);
         for one in missing {
@@ -61,9 +83,6 @@ impl ImmutableRef {
             return Ok(());
         }
         let shared = self.shared();
-        let layer = self.layer().ok_or_else(|| CacheError::NoLayer {
-            id: self.id().clone(),
-        })?;
         let below = match self.parent() {
             Some(parent) => {
                 let local = parent.local().ok_or_else(|| CacheError::NotFound {
@@ -89,18 +108,46 @@ impl ImmutableRef {
             .map_err(snapshot(attempt, self.id()))?;
         let mounts = snapshotter.mounts(&key).await;
         let mounts = mounts.map_err(snapshot("mount the snapshot", self.id()))?;
-        fill.fill(&layer, &mounts)
-            .await
-            .map_err(|source| CacheError::Fill {
-                id: self.id().clone(),
-                source,
-            })?;
+        let filled = match self.repeats() {
+            Some(source) => {
+                let (changes, _source) = source.changes().await?;
+                fill.repeat(&changes, &mounts).await
+            }
+            None => {
+                let layer = self.layer().ok_or_else(|| CacheError::NoLayer {
+                    id: self.id().clone(),
+                })?;
+                fill.fill(&layer, &mounts).await
+            }
+        };
+        filled.map_err(|source| CacheError::Fill {
+            id: self.id().clone(),
+            source,
+        })?;
         snapshotter
             .commit(&key, &name)
             .await
             .map_err(snapshot("commit the snapshot", self.id()))?;
         let finish = lease.finish();
         self.on_disk(text, None, finish).await
+    }
+
+    /// Its changes over its parent, good as long as the handle is there. Nobody writes to the
+    /// files any more.
+    async fn changes(&self) -> Result<(Changes, LocalRef), CacheError> {
+        let local = self.local().ok_or_else(|| CacheError::NotFound {
+            id: self.id().clone(),
+        })?;
+        // A sealed one could be continued.
+        self.shared().committed_name(&local).await?;
+        let (lower, upper) = local.diff_mounts().await?;
+        let scratch = local.mounts_folder().to_owned();
+        let changes = Changes {
+            lower,
+            upper,
+            scratch,
+        };
+        Ok((changes, local))
     }
 
     /// A ref on disk with the same content in other blobs, and the name of its snapshot.

@@ -60,6 +60,7 @@ mod refs;
 mod remove;
 mod seal;
 mod shares;
+mod stack;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -76,7 +77,7 @@ pub use cooper_content::{Descriptor, Digest};
 pub use cooper_snapshot::Mount;
 pub use error::CacheError;
 pub use id::RefId;
-pub use lazy::{Fill, FillError};
+pub use lazy::{Changes, Fill, FillError};
 pub use manager::{CacheConfig, CacheManager};
 pub use mutable::MutableRef;
 pub use plan::{Plan, Stays, Why};

@@ -292,7 +292,7 @@ impl CacheManager {
         self.shared.hand_over(state, id, |_| Ok(())).map(Some)
     }
 
-    fn check_depth(&self, parent: &ImmutableRef) -> Result<(), CacheError> {
+    pub(crate) fn check_depth(&self, parent: &ImmutableRef) -> Result<(), CacheError> {
         if self.shared.state().chain(parent.id()).len() >= MAX_CHAIN {
             return Err(CacheError::Depth {
                 id: parent.id().clone(),

@@ -180,7 +180,7 @@ fn mend(records: &mut BTreeMap<RefId, Record>, snapshots: &HashSet<SnapshotId>) 
                         records.get(origin).map(|record| &record.state),
                         Some(Stage::Active { .. })
                     ),
-                    Stage::Lazy => record.layer.is_some(),
+                    Stage::Lazy => record.layer.is_some() || record.repeats.is_some(),
                 }
         };
         let fallen: Vec<RefId> = records

@@ -107,6 +107,12 @@ pub(crate) struct Record {
     pub(crate) kept: bool,
     #[serde(default)]
     pub(crate) layer: Option<Layer>,
+    /// Whether the layer was packed of its files, and is not what these came from.
+    #[serde(default)]
+    pub(crate) packed: bool,
+    /// Whose changes it makes again on its parent ([`crate::CacheManager::stack`]).
+    #[serde(default)]
+    pub(crate) repeats: Option<RefId>,
     #[serde(default)]
     pub(crate) indexes: Vec<String>,
 }
@@ -132,7 +138,7 @@ pub(crate) enum Stage {
         #[serde(default)]
         owner: Option<RefId>,
     },
-    /// Known by its layer, not on disk.
+    /// Known by its layer or by whose changes it has, not on disk.
     Lazy,
 }
 
@@ -147,6 +153,8 @@ impl Record {
             retain: options.retain,
             kept: false,
             layer: None,
+            packed: false,
+            repeats: None,
             indexes: options.indexes,
         }
     }
@@ -164,13 +172,18 @@ impl Record {
         }
     }
 
+    /// The refs that it is made of.
+    pub(crate) fn stands_on(&self) -> impl Iterator<Item = &RefId> {
+        self.parent.iter().chain(&self.repeats)
+    }
+
     /// The other records that have to live as long as this one.
     pub(crate) fn needs(&self) -> impl Iterator<Item = &RefId> {
         let owner = match &self.state {
             Stage::Committed { owner, .. } => owner.as_ref(),
             _ => None,
         };
-        self.parent.iter().chain(owner)
+        self.stands_on().chain(owner)
     }
 }
 

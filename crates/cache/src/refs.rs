@@ -144,6 +144,9 @@ impl ImmutableRef {
         let handed = {
             let mut state = self.shared().state();
             state.set_layer(self.id(), Some(layer));
+            if let Some(entry) = state.get_mut(self.id()) {
+                entry.record.packed = true;
+            }
             self.shared().hand_over(&mut state, self.id(), |_| Ok(()))?
         };
         self.shared().touch();

@@ -7,6 +7,7 @@ mod lifetimes;
 mod machine;
 mod pruning;
 mod sources;
+mod stacked;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use cooper_store::Store;
 
 use crate::record::{LEASES, RECORDS, Record, Stage};
 use crate::{
-    CacheConfig, CacheManager, Fill, FillError, ImmutableRef, Layer, LocalRef, MutableRef,
+    CacheConfig, CacheManager, Changes, Fill, FillError, ImmutableRef, Layer, LocalRef, MutableRef,
     RecordOptions, RefId,
 };
 
@@ -199,6 +200,7 @@ fn layer_of(name: &str, blob: &Digest) -> Layer {
 struct FillOne {
     filled: AtomicUsize,
     ahead: AtomicUsize,
+    repeated: AtomicUsize,
     /// Never gets done, after having written.
     hangs: bool,
     fails: bool,
@@ -224,6 +226,24 @@ impl Fill for FillOne {
         }
         mounted.close()?;
         self.filled.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Gives the files at the top of both further names.
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+        let [upper] = changes.upper.as_slice() else {
+            return Err("not one mount".into());
+        };
+        let from = match upper.option("lowerdir") {
+            Some(stack) => Path::new(stack.split(':').next().unwrap_or_default()),
+            None => &upper.source,
+        };
+        let to = mounts[0].upper().ok_or("nothing to write to")?;
+        for entry in std::fs::read_dir(from)? {
+            let entry = entry?;
+            std::fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+        }
+        self.repeated.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ pub struct UsageRecord {
     /// What it takes on disk in bytes, snapshot and blob, what it stands on not included. While
     /// it is being written: what it took when it was last looked at.
     pub size: u64,
-    /// The ref that it stands on.
+    /// The refs that it stands on: its parent, and whose changes it has if they are another's.
     pub parents: Vec<RefId>,
     /// When it was made.
     pub created_at: SystemTime,
@@ -83,7 +83,7 @@ impl State {
             mutable: entry.record.is_mutable(),
             in_use,
             size: 0,
-            parents: entry.record.parent.iter().cloned().collect(),
+            parents: entry.record.stands_on().cloned().collect(),
             created_at: entry.record.created_at,
             last_used_at: entry.uses.last_used,
             usage_count: entry.uses.count,

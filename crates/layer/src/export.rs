@@ -79,6 +79,20 @@ async fn layer_of(one: &ImmutableRef, context: &ExportContext) -> Result<Layer, 
 }
 
 async fn made(one: &ImmutableRef, context: &ExportContext) -> Result<Layer, LayerError> {
+    let Some(source) = one.repeats() else {
+        return packed(one, context).await;
+    };
+    // Its changes are another's: so is its layer, and its own files are not needed.
+    let layer = match source.layer() {
+        Some(layer) => layer,
+        None => packed(&source, context).await?,
+    };
+    one.set_layer(layer.clone()).await?;
+    Ok(layer)
+}
+
+/// Packs the changes of a ref over its parent.
+async fn packed(one: &ImmutableRef, context: &ExportContext) -> Result<Layer, LayerError> {
     let name = format!("pack-{}", one.id());
     // Two exports of one ref make its layer once.
     let _turn = blob::turn(&format!("export-{name}")).await;

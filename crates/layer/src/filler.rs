@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
-use cooper_cache::{Fill, FillError, Layer};
+use cooper_cache::{Changes, Fill, FillError, Layer};
 use cooper_content::{BlobReader, ContentError, ContentStore, Fetch, Ingest};
 use cooper_progress::{StatusGuard, VertexProgress};
 use cooper_snapshot::Mount;
@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::unpack::{self, Limits, Unpacked};
-use crate::{LayerError, blob};
+use crate::{LayerError, blob, link};
 
 /// Layers that are fetched at the same time for one chain, besides the one that is unpacked.
 const SIDE_BY_SIDE: usize = 3;
@@ -115,6 +115,17 @@ impl Fill for Filler {
 
     async fn fill(&self, layer: &Layer, mounts: &[Mount]) -> Result<(), FillError> {
         Ok(self.unpack(layer, mounts).await?)
+    }
+
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+        let _status = self.inner.progress.status("merging", "merging");
+        let stop = Stop::default();
+        let stopped = stop.0.clone();
+        let (changes, mounts) = (changes.clone(), mounts.to_vec());
+        let linking = tokio::task::spawn_blocking(move || {
+            link::link(&changes, &mounts, &|| stopped.load(Ordering::Relaxed))
+        });
+        Ok(linking.await.map_err(LayerError::from)??)
     }
 }
 

@@ -42,6 +42,7 @@ mod export;
 mod filler;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod link;
 mod media;
 pub mod pack;
 mod parents;

@@ -119,7 +119,7 @@ fn layer(made: Made) -> Layer {
 }
 
 /// Two states, open for reading.
-struct Trees {
+pub(crate) struct Trees {
     lower: Option<Root>,
     upper: Root,
     /// Whether `upper` is the folder of an overlay that holds just the changes.
@@ -129,7 +129,11 @@ struct Trees {
 }
 
 impl Trees {
-    fn open(lower: &[Mount], upper: &[Mount], scratch: &Path) -> Result<Self, LayerError> {
+    pub(crate) fn open(
+        lower: &[Mount],
+        upper: &[Mount],
+        scratch: &Path,
+    ) -> Result<Self, LayerError> {
         let mut mounted = Vec::new();
         let mut show = |mounts: &[Mount]| -> Result<PathBuf, LayerError> {
             if let [only] = mounts
@@ -168,7 +172,22 @@ impl Trees {
             folders: HashSet::new(),
             buffer: vec![0; BUFFER],
         };
-        let mut visit = |change: Change| writer.change(&change).map_err(io::Error::other);
+        self.walk(&mut |change| writer.change(&change))?;
+        // The end of an archive: two empty blocks.
+        writer.put(&[0; 2 * BLOCK])
+    }
+
+    /// The second one, or the folder that holds just its changes.
+    pub(crate) fn upper(&self) -> &Root {
+        &self.upper
+    }
+
+    /// Calls `visit` for each change from the first one to the second.
+    pub(crate) fn walk(
+        &self,
+        visit: &mut dyn FnMut(Change) -> Result<(), LayerError>,
+    ) -> Result<(), LayerError> {
+        let mut visit = |change| visit(change).map_err(io::Error::other);
         let walk = if self.changes_only {
             upper_changes
         } else {
@@ -178,9 +197,7 @@ impl Trees {
         walked.map_err(|error| match error.downcast::<LayerError>() {
             Ok(own) => own,
             Err(error) => LayerError::io("compare", Path::new("/"))(error),
-        })?;
-        // The end of an archive: two empty blocks.
-        writer.put(&[0; 2 * BLOCK])
+        })
     }
 }
 
@@ -428,7 +445,7 @@ impl<W: Write> Writer<'_, W> {
 
 /// The attributes that go into a layer: a file's capabilities, and what users set. Others are
 /// the host's (labels of its security modules) or the file system's.
-fn kept_xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn kept_xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut all = cooper_sys::copy::xattrs(path)?;
     all.retain(|(name, _)| name == b"security.capability" || name.starts_with(b"user."));
     Ok(all)

@@ -150,8 +150,9 @@ impl Read for Pieces {
     }
 }
 
-struct Unpacker {
-    tree: Tree,
+/// Writes entries to a tree, as layers have them.
+pub(crate) struct Unpacker {
+    pub(crate) tree: Tree,
     limits: Limits,
     /// In a plain tree: what this layer has written, which its own whiteouts do not remove.
     written: HashSet<PathBuf>,
@@ -161,7 +162,7 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    fn new(tree: Tree, limits: &Limits) -> Self {
+    pub(crate) fn new(tree: Tree, limits: &Limits) -> Self {
         Self {
             tree,
             limits: *limits,
@@ -227,15 +228,21 @@ impl Unpacker {
             Err(LayerError::Entry { source, .. }) => return Err(fail(source)),
             result => result?,
         }
-        if self.tree.overlay.is_none() {
-            self.written.insert(folder.path.join(name));
-            let mut above = Some(folder.path.as_path());
-            while let Some(path) = above.filter(|path| !self.above.contains(*path)) {
-                self.above.insert(path.to_owned());
-                above = path.parent();
-            }
-        }
+        self.wrote(&folder, name);
         Ok(())
+    }
+
+    /// Notes that whiteouts of this layer do not remove `name`.
+    pub(crate) fn wrote(&mut self, folder: &Folder, name: &OsStr) {
+        if self.tree.overlay.is_some() {
+            return;
+        }
+        self.written.insert(folder.path.join(name));
+        let mut above = Some(folder.path.as_path());
+        while let Some(path) = above.filter(|path| !self.above.contains(*path)) {
+            self.above.insert(path.to_owned());
+            above = path.parent();
+        }
     }
 
     fn create<R: Read>(
@@ -299,7 +306,7 @@ impl Unpacker {
     }
 
     /// Makes something whose name may be taken: what is there goes.
-    fn replacing<T>(
+    pub(crate) fn replacing<T>(
         &mut self,
         folder: &Rc<Folder>,
         name: &OsStr,
@@ -328,7 +335,7 @@ impl Unpacker {
     }
 
     /// A folder that is there stays, with what is in it.
-    fn directory(&mut self, folder: &Rc<Folder>, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn directory(&mut self, folder: &Rc<Folder>, name: &OsStr) -> io::Result<()> {
         let make = || rustix::fs::mkdirat(&folder.fd, name, Mode::RWXU);
         match make() {
             Err(Errno::EXIST) => {}
@@ -387,7 +394,12 @@ impl Unpacker {
 
     /// Owner, attributes and mode, in this order: chown(2) takes set-id bits and capabilities
     /// away.
-    fn metadata(&self, entry: &Entry, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn metadata(
+        &self,
+        entry: &Entry,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         let here = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(dir, name, Some(uid), Some(gid), here)
@@ -423,7 +435,7 @@ impl Unpacker {
     }
 
     /// Hides what lower layers have at a name.
-    fn whiteout(&mut self, folder: &Rc<Folder>, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn whiteout(&mut self, folder: &Rc<Folder>, name: &OsStr) -> io::Result<()> {
         if self.tree.overlay.is_none() {
             self.clear(&folder.path.join(name))?;
             self.tree.forget();
@@ -528,7 +540,7 @@ fn xattr(kind: Kind, path: &Path, key: &[u8], value: &[u8]) -> io::Result<()> {
 }
 
 /// The times of an entry: the last access is not before the last change, as in containerd.
-fn times(entry: &Entry) -> Timestamps {
+pub(crate) fn times(entry: &Entry) -> Timestamps {
     let spec = |time: Time| Timespec {
         tv_sec: time.seconds,
         tv_nsec: i64::from(time.nanoseconds),

@@ -1,20 +1,20 @@
 //! Laying states over one another, and the changes between two of them.
 //!
-//! Both are made of layers: a merge puts the layers of its inputs on top of each other, and the
-//! changes between two states are the layers that one has more than the other. So they are
-//! lazy: nothing is unpacked before somebody reads the result.
+//! Both are made of the refs that their inputs stand on: a merge puts the changes of each on top
+//! of each other, and the changes between two states are those of the refs that one has more than
+//! the other. So they are lazy: nothing is read or written before somebody reads the result.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use cooper_cache::{CacheManager, ImmutableRef, Layer, RecordOptions};
+use cooper_cache::{CacheManager, ImmutableRef, RecordOptions};
 use cooper_content::PlaintextKind;
-use cooper_layer::{CompressionOptions, ExportContext, export, pack};
+use cooper_layer::{CompressionOptions, pack};
 use cooper_llb::gojson::{Object, Value};
 use cooper_proto::pb;
 use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
 
-use crate::env::{Build, Env, InputVertices, Output, localize, sessions};
+use crate::env::{Build, Env, InputVertices, Output, localize};
 use crate::{OpsError, describe};
 
 const MERGE: &str = "buildkit.merge.v0";
@@ -51,32 +51,18 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// The layers of a state, the lowest first; those that it has not are made.
-    async fn of(
-        &self,
-        cx: &OpContext<Build>,
-        state: &ImmutableRef,
-    ) -> Result<Vec<Layer>, OpsError> {
-        Ok(export(state, &self.context(cx)).await?)
-    }
-
-    fn context(&self, cx: &OpContext<Build>) -> ExportContext {
-        ExportContext {
-            content: self.env.content.clone(),
-            compression: CompressionOptions::default(),
-            fill: self.env.filler(&sessions(cx), cx.progress()),
+    fn options(&self) -> RecordOptions {
+        RecordOptions {
+            description: self.name.clone(),
+            ..RecordOptions::default()
         }
     }
 
-    /// `layers` on top of `state`.
-    async fn on(&self, mut state: Output, layers: Vec<Layer>) -> Result<Output, OpsError> {
+    /// The changes of each of `states`, one after the other, on top of `state`.
+    async fn on(&self, mut state: Output, states: &[ImmutableRef]) -> Result<Output, OpsError> {
         let cache: &CacheManager = &self.env.cache;
-        for layer in layers {
-            let options = RecordOptions {
-                description: self.name.clone(),
-                ..RecordOptions::default()
-            };
-            state = Some(cache.get_by_blob(state.as_ref(), layer, options).await?);
+        for over in states {
+            state = Some(cache.stack(state.as_ref(), over, self.options()).await?);
         }
         Ok(state)
     }
@@ -102,14 +88,13 @@ impl Op<Build> for MergeOp {
 
     async fn execute(
         &self,
-        cx: &OpContext<Build>,
+        _: &OpContext<Build>,
         inputs: &[Output],
     ) -> Result<Vec<Output>, OpError> {
         let mut states = inputs.iter().flatten();
         let mut merged = states.next().cloned();
         for state in states {
-            let layers = self.layers.of(cx, state).await?;
-            merged = self.layers.on(merged, layers).await?;
+            merged = self.layers.on(merged, &state.chain()).await?;
         }
         Ok(vec![merged])
     }
@@ -131,11 +116,11 @@ impl DiffOp {
         let Some(lower) = lower else {
             return Ok(upper.cloned());
         };
-        if let Some(upper) = upper
-            && let Some(place) = upper.chain().iter().position(|below| below == lower)
-        {
-            let mut layers = self.layers.of(cx, upper).await?;
-            return self.layers.on(None, layers.split_off(place + 1)).await;
+        if let Some(upper) = upper {
+            let chain = upper.chain();
+            if let Some(place) = chain.iter().position(|below| below == lower) {
+                return self.layers.on(None, &chain[place + 1..]).await;
+            }
         }
         // Strangers: only their files tell what differs.
         let _leave = self.layers.env.acquire().await;
@@ -171,7 +156,8 @@ impl DiffOp {
         let scratch = env.cache.mounts_dir();
         let (lower, upper) = (lower_mounts, upper_mounts);
         let layer = pack::pack_in(&env.content, &name, lower, upper, &options, scratch).await?;
-        self.layers.on(None, vec![layer]).await
+        let made = env.cache.get_by_blob(None, layer, self.layers.options());
+        Ok(Some(made.await?))
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use cooper_cache::ImmutableRef;
+use cooper_cache::{ImmutableRef, Layer, MountedDir};
 use cooper_content::BlobReader;
 use cooper_layer::{CompressionOptions, ExportContext, export, unpack};
 use cooper_proto::pb;
@@ -175,14 +175,17 @@ impl Bench {
         let Some(state) = state else {
             return Vec::new();
         };
-        let progress = cooper_progress::VertexProgress::discard();
-        let local = self.env.localize(state, &Group::none(), &progress).await;
-        let dir = local.unwrap().mount().await.unwrap();
-        listing(dir.path())
+        listing(self.mounted(state).await.path())
     }
 
-    /// The same from the layers that an image of it would have.
-    async fn unpacked(&self, state: &Option<ImmutableRef>) -> Vec<String> {
+    async fn mounted(&self, state: &ImmutableRef) -> MountedDir {
+        let progress = cooper_progress::VertexProgress::discard();
+        let local = self.env.localize(state, &Group::none(), &progress).await;
+        local.unwrap().mount().await.unwrap()
+    }
+
+    /// The layers that an image of it would have.
+    async fn layers(&self, state: &Option<ImmutableRef>) -> Vec<Layer> {
         let Some(state) = state else {
             return Vec::new();
         };
@@ -192,8 +195,13 @@ impl Bench {
             compression: CompressionOptions::default(),
             fill: self.env.filler(&Group::none(), &progress),
         };
+        export(state, &context).await.unwrap()
+    }
+
+    /// The same from the layers that an image of it would have.
+    async fn unpacked(&self, state: &Option<ImmutableRef>) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
-        for layer in export(state, &context).await.unwrap() {
+        for layer in self.layers(state).await {
             let blob = self.env.content.open(layer.descriptor.digest());
             let blob = blob.await.unwrap();
             let mounts = [Mount::bind(dir.path(), false)];

@@ -2,6 +2,10 @@
 
 use super::State::Scratch;
 use super::{alpine, busybox, check, diff, merge, run};
+use crate::tests::bench_on;
+use cooper_cache::ImmutableRef;
+use cooper_snapshot::Kind;
+use std::os::unix::fs::MetadataExt;
 
 #[tokio::test]
 async fn differences_of_the_same_and_of_nothing() {
@@ -386,4 +390,41 @@ async fn merges_of_differences_and_differences_of_merges() {
         ),
     ])
     .await;
+}
+
+/// As BuildKit's cases of the reuse of blobs: what was packed for an image is not packed again.
+#[tokio::test]
+async fn a_difference_of_one_step_has_the_layer_of_that() {
+    for base in [alpine(), merge([alpine(), run("echo foo > foo")])] {
+        let bench = bench_on(Kind::Overlay).await;
+        let upper = base.run("head -c 100 /dev/urandom > random");
+        let above = bench.state(&upper).await;
+        let image = bench.layers(&above).await;
+        let apart = bench.state(&diff(base, upper)).await;
+        assert_eq!(bench.layers(&apart).await, image[image.len() - 1..]);
+    }
+}
+
+/// Nothing is read, written or packed for a merge before somebody wants its files, and then the
+/// files are those that are there.
+#[tokio::test]
+async fn a_merge_has_the_files_of_what_it_is_made_of() {
+    for kind in [Kind::Overlay, Kind::Native] {
+        let bench = bench_on(kind).await;
+        let (base, over) = (alpine(), run("mkdir d; echo 1 > d/file; chmod 600 d/file"));
+        let over_made = bench.state(&over).await;
+        let merged = bench.state(&merge([base, over])).await;
+        assert!(!merged.as_ref().unwrap().is_local());
+        assert_eq!(bench.env.content.walk().await.unwrap(), []);
+        let inode = async |state: &Option<ImmutableRef>| {
+            let dir = bench.mounted(state.as_ref().unwrap()).await;
+            let meta = dir.path().join("d/file").symlink_metadata().unwrap();
+            (meta.ino(), meta.nlink())
+        };
+        let (_, alone) = inode(&over_made).await;
+        assert_eq!(alone, 1);
+        let (merged, of) = (inode(&merged).await, inode(&over_made).await);
+        assert_eq!(of.1, 2, "{kind:?}");
+        assert_eq!(merged.0, of.0, "{kind:?}");
+    }
 }
