@@ -267,6 +267,16 @@ fn action(input: i64, secondary_input: i64, output: i64, action: Action) -> pb::
     }
 }
 
+fn mkfile(path: &str, data: &str) -> Action {
+    Action::Mkfile(pb::FileActionMkFile {
+        path: path.into(),
+        mode: 0o644,
+        data: data.into(),
+        timestamp: -1,
+        ..pb::FileActionMkFile::default()
+    })
+}
+
 fn copy(src: &str, dest: &str) -> Action {
     Action::Copy(pb::FileActionCopy {
         src: src.into(),
@@ -507,15 +517,6 @@ async fn what_copies_write_is_limited_as_what_a_process_writes() {
 #[tokio::test]
 async fn actions_build_upon_each_other_and_share_states() {
     let bench = bench().await;
-    let mkfile = |path: &str, data: &str| {
-        Action::Mkfile(pb::FileActionMkFile {
-            path: path.into(),
-            mode: 0o644,
-            data: data.into(),
-            timestamp: -1,
-            ..pb::FileActionMkFile::default()
-        })
-    };
     let mut graph = Graph::default();
     // Two files on scratch; a state of its own; one copied into the other.
     let op = graph.file(

@@ -11,7 +11,7 @@ use cooper_proto::pb;
 use cooper_registry::{HostConfig, Registry};
 use cooper_source::{ImageResolver, ImageSource, SourceRegistry};
 
-use super::{Graph, action, bench, copy, files};
+use super::{Bench, Graph, action, bench, copy, files, mkfile};
 use crate::Env;
 
 /// Serves `app:latest` with one layer; the second value is what was asked for so far.
@@ -90,15 +90,14 @@ fn serve() -> (String, Arc<Mutex<Vec<String>>>) {
     (host, asked)
 }
 
-#[tokio::test]
-async fn layers_are_fetched_when_they_are_read_and_shown_at_the_image() {
-    let (host, asked) = serve();
+/// With the source of images, from that registry.
+async fn bench_of(host: &str) -> Bench {
     let mut bench = bench().await;
     let config = HostConfig {
         http: Some(true),
         ..HostConfig::default()
     };
-    let registry = Registry::new(BTreeMap::from([(host.clone(), config)]));
+    let registry = Registry::new(BTreeMap::from([(host.to_owned(), config)]));
     let old = Arc::try_unwrap(bench.env).unwrap_or_else(|_| panic!("nobody else has it yet"));
     let resolver = ImageResolver::new(registry.clone(), old.content.clone());
     let images = ImageSource::new(old.cache.clone(), resolver);
@@ -107,12 +106,23 @@ async fn layers_are_fetched_when_they_are_read_and_shown_at_the_image() {
         sources: SourceRegistry::new([Arc::new(images) as _]),
         ..old
     });
-    let mut graph = Graph::default();
+    bench
+}
+
+fn image(graph: &mut Graph, host: &str) -> usize {
     let source = pb::SourceOp {
         identifier: format!("docker-image://{host}/app:latest"),
         ..pb::SourceOp::default()
     };
-    let image = graph.add(pb::op::Op::Source(source), &[]);
+    graph.add(pb::op::Op::Source(source), &[])
+}
+
+#[tokio::test]
+async fn layers_are_fetched_when_they_are_read_and_shown_at_the_image() {
+    let (host, asked) = serve();
+    let bench = bench_of(&host).await;
+    let mut graph = Graph::default();
+    let image = image(&mut graph, &host);
     let digest = digest_of(&graph.0[image]);
     let copied = graph.file(vec![action(-1, 0, 0, copy("/dir/*", "/out/"))], &[image]);
     let found = bench.solve(&graph, copied).await.unwrap();
@@ -137,4 +147,47 @@ async fn layers_are_fetched_when_they_are_read_and_shown_at_the_image() {
         _ => None,
     });
     assert!(last.unwrap().completed.is_some());
+}
+
+/// What nobody reads stays where it is, whatever it is laid over and taken apart from.
+#[tokio::test]
+async fn layers_that_nobody_reads_are_only_described() {
+    let (host, asked) = serve();
+    let bench = bench_of(&host).await;
+    let mut graph = Graph::default();
+    let image = image(&mut graph, &host);
+    let file = graph.file(vec![action(-1, -1, 0, mkfile("/one", "1"))], &[]);
+    let merge = pb::MergeOp {
+        inputs: vec![pb::MergeInput { input: 0 }, pb::MergeInput { input: 1 }],
+    };
+    let merged = graph.add(pb::op::Op::Merge(merge), &[(file, 0), (image, 0)]);
+    let diff = pb::DiffOp {
+        lower: Some(pb::LowerDiffInput { input: 0 }),
+        upper: Some(pb::UpperDiffInput { input: 1 }),
+    };
+    let apart = graph.add(pb::op::Op::Diff(diff), &[(file, 0), (merged, 0)]);
+    let (merged, apart) = (
+        bench.output(&graph, merged).await.unwrap(),
+        bench.output(&graph, apart).await.unwrap(),
+    );
+    let alone = bench.output(&graph, image).await.unwrap();
+    assert_eq!(apart, alone, "it is the image again");
+    let layers = bench.layers(&merged).await;
+    let of_image = bench.layers(&alone).await;
+    assert_eq!(layers.len(), 2);
+    assert_eq!(layers[1..], of_image[..]);
+    let source = &of_image[0].sources[0];
+    assert!(
+        source.starts_with(&format!("{host}/app:latest@")),
+        "{source}"
+    );
+    let blobs = || {
+        let asked = asked.lock().unwrap();
+        asked.iter().filter(|path| path.contains("/blobs/")).count()
+    };
+    // The image's configuration.
+    assert_eq!(blobs(), 1);
+    let found = bench.read(merged.as_ref().unwrap()).await;
+    assert_eq!(found, files(&[("dir/file", "hello"), ("one", "1")]));
+    assert_eq!(blobs(), 2);
 }

@@ -185,7 +185,7 @@ impl Bench {
     }
 
     /// The layers that an image of it would have.
-    async fn layers(&self, state: &Option<ImmutableRef>) -> Vec<Layer> {
+    pub(super) async fn layers(&self, state: &Option<ImmutableRef>) -> Vec<Layer> {
         let Some(state) = state else {
             return Vec::new();
         };
