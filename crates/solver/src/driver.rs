@@ -13,6 +13,7 @@ use crate::core::{
     Spec, TaskId, VertexId, Work,
 };
 use crate::explain::{Journal, Miss, MissInput};
+use crate::once::{Once, once};
 use crate::runner::{Runner, describe, failure};
 use crate::shared::{Explained, JobId, Member, Shared};
 use crate::starting::{Begun, Starting};
@@ -66,8 +67,10 @@ pub(crate) type OutcomeOf<D> = Outcome<<D as Domain>::Output, Failure>;
 /// How a task ended, and the map that it computed.
 pub(crate) type Ended<D> = (OutcomeOf<D>, Option<Arc<CacheMap<D>>>);
 
-/// How many maps are computed at the same time, of vertices with inputs.
+/// How many maps are waited for at the same time, of vertices with inputs.
 const MAPS: usize = 128;
+/// How many of them are begun before others are heard.
+const MAPS_AT_ONCE: usize = 32;
 /// How many tasks are begun at the same time that have not come to wait for something.
 const STARTING: usize = 128;
 
@@ -85,7 +88,7 @@ pub(crate) struct Driver<D: Domain> {
     replies: HashMap<RequestId, oneshot::Sender<Result<D::Output, SolveError>>>,
     tasks: JoinSet<(TaskId, Option<Begun>, Ended<D>)>,
     running: ByNumber<Running>,
-    /// How many maps are computed now, of vertices with inputs.
+    /// How many maps are waited for, of vertices with inputs.
     mapping: usize,
     /// Those that wait until there are fewer; some may be given up.
     unmapped: VecDeque<(TaskId, VertexId, usize)>,
@@ -99,7 +102,7 @@ pub(crate) struct Driver<D: Domain> {
 struct Running {
     handle: AbortHandle,
     vertex: Option<VertexId>,
-    /// It computes a map, of a vertex with inputs.
+    /// A map is waited for, of a vertex with inputs.
     maps: bool,
 }
 
@@ -155,7 +158,9 @@ impl<D: Domain> Driver<D> {
                 },
                 Some(ended) = self.tasks.join_next() => self.ended(ended),
                 () = starting.fewer() => {}
+                () = tokio::task::yield_now(), if self.has_maps() => {}
             }
+            self.begin_maps();
             self.begin_waiting();
         }
     }
@@ -279,7 +284,7 @@ impl<D: Domain> Driver<D> {
                     task,
                     vertex,
                     work: work @ Work::CacheMap { .. },
-                } => self.start(task, vertex, work, false),
+                } => self.start(task, vertex, work),
                 Command::Start { task, vertex, work } => {
                     self.unstarted.push_back((task, vertex, work));
                 }
@@ -337,27 +342,62 @@ impl<D: Domain> Driver<D> {
         entry.is_some_and(|entry| !entry.shared.vertex.inputs.is_empty())
     }
 
-    /// Begins tasks that wait. A graph asks for the maps of all its vertices at once, and may have
-    /// as many that can be carried out, and a task takes more memory than a vertex. What has come
-    /// to wait for something keeps nobody waiting but other maps; those of sources wait for
-    /// nobody: they look far away.
-    fn begin_waiting(&mut self) {
-        while self.mapping < MAPS
-            && let Some((task, vertex, index)) = self.unmapped.pop_front()
-        {
+    /// Whether there are maps to begin, and few enough are waited for.
+    fn has_maps(&self) -> bool {
+        self.mapping < MAPS && !self.unmapped.is_empty()
+    }
+
+    /// Begins maps that wait. Those of vertices with inputs mostly follow from what is here and
+    /// are there at once; a graph asks for all of them at the same time, so others are heard in
+    /// between.
+    fn begin_maps(&mut self) {
+        for _ in 0..MAPS_AT_ONCE {
+            if self.mapping == MAPS {
+                break;
+            }
+            let Some((task, vertex, index)) = self.unmapped.pop_front() else {
+                self.unmapped = VecDeque::new();
+                break;
+            };
             if self.core.runs(task) {
-                self.start(task, vertex, Work::CacheMap { index }, true);
+                self.begin_map(task, vertex, index);
             }
         }
+    }
+
+    fn begin_map(&mut self, task: TaskId, vertex: VertexId, index: usize) {
+        let Some(entry) = self.vertices.get(&vertex) else {
+            return;
+        };
+        let map = self.runner(entry, None, None).run_map(index);
+        let ended = match once(map) {
+            Once::Ended(ended) => Some(ended),
+            Once::Panicked => None,
+            Once::Waits(waits) => {
+                let handle = self.tasks.spawn(async move { (task, None, waits.await) });
+                let running = Running {
+                    handle,
+                    vertex: Some(vertex),
+                    maps: true,
+                };
+                self.mapping += 1;
+                self.running.insert(task, running);
+                return;
+            }
+        };
+        self.finish(task, Some(vertex), ended);
+    }
+
+    /// Begins tasks that wait: a graph may have as many that can be carried out as it has
+    /// vertices, and a task takes more memory than a vertex. What has come to wait for something
+    /// keeps nobody waiting; maps of sources wait for nobody: they look far away.
+    fn begin_waiting(&mut self) {
         while self.starting.count() < STARTING
             && let Some((task, vertex, work)) = self.unstarted.pop_front()
         {
             if self.core.runs(task) {
-                self.start(task, vertex, work, false);
+                self.start(task, vertex, work);
             }
-        }
-        if self.unmapped.is_empty() {
-            self.unmapped = VecDeque::new();
         }
         if self.unstarted.is_empty() {
             self.unstarted = VecDeque::new();
@@ -379,8 +419,7 @@ impl<D: Domain> Driver<D> {
         SolveError::NoOutput { name, index, count }
     }
 
-    /// `maps`: it computes a map, of a vertex with inputs.
-    fn start(&mut self, task: TaskId, vertex: VertexId, work: Work<D::Output>, maps: bool) {
+    fn start(&mut self, task: TaskId, vertex: VertexId, work: Work<D::Output>) {
         let Some(entry) = self.vertices.get(&vertex) else {
             return;
         };
@@ -392,15 +431,9 @@ impl<D: Domain> Driver<D> {
             Work::Load { cache, .. } => cache.and_then(|cache| self.caches.get(&cache).cloned()),
             _ => None,
         };
-        let runner = Runner {
-            cx: OpContext::new(entry.shared.clone()),
-            map: entry.map.clone(),
-            results: self.results.clone(),
-            cache,
-            journal: self.journal.clone(),
-            miss,
-        };
-        let starting = self.starting.watch(runner.run(work));
+        let starting = self
+            .starting
+            .watch(self.runner(entry, cache, miss).run(work));
         let handle = self.tasks.spawn(async move {
             let (begun, ended) = starting.await;
             (task, begun, ended)
@@ -408,10 +441,25 @@ impl<D: Domain> Driver<D> {
         let running = Running {
             handle,
             vertex: Some(vertex),
-            maps,
+            maps: false,
         };
-        self.mapping += usize::from(maps);
         self.running.insert(task, running);
+    }
+
+    fn runner(
+        &self,
+        entry: &Entry<D>,
+        cache: Option<Arc<dyn CacheSource<D>>>,
+        miss: Option<Box<Miss>>,
+    ) -> Runner<D> {
+        Runner {
+            cx: OpContext::new(entry.shared.clone()),
+            map: entry.map.clone(),
+            results: self.results.clone(),
+            cache,
+            journal: self.journal.clone(),
+            miss,
+        }
     }
 
     /// What is to be explained of a vertex that has to be carried out, if somebody asks.
@@ -493,9 +541,14 @@ impl<D: Domain> Driver<D> {
             return; // Aborted.
         };
         self.mapping -= usize::from(maps);
+        self.finish(task, vertex, outcome);
+    }
+
+    /// `ended`: `None` when it panicked.
+    fn finish(&mut self, task: TaskId, vertex: Option<VertexId>, ended: Option<Ended<D>>) {
         let entry = vertex.and_then(|vertex| self.vertices.get_mut(&vertex));
-        let (outcome, map) = match (outcome, &entry) {
-            (Some(outcome), _) => outcome,
+        let (outcome, map) = match (ended, &entry) {
+            (Some(ended), _) => ended,
             (None, Some(entry)) => {
                 let error: OpError = "the operation panicked, see the daemon's log".into();
                 entry.shared.completed(Some(error.to_string()));
