@@ -21,7 +21,9 @@ pub(crate) fn once<F: Future>(future: F) -> Once<F> {
     let mut future = Box::pin(future);
     let polled = catch_unwind(AssertUnwindSafe(|| {
         // Nothing of it is used after a panic but its drop.
-        future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
     }));
     match polled {
         Ok(Poll::Ready(output)) => Once::Ended(output),
