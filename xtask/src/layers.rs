@@ -24,6 +24,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("executor", 2),
     ("client", 2),
     ("registry", 2),
+    ("history", 2),
     ("layer", 3),
     ("mount", 3),
     ("executor-runc", 3),
