@@ -177,7 +177,7 @@ impl LlbBridge for BridgeService {
             .take_while(|message| std::future::ready(message.is_ok()))
             .filter_map(|message| std::future::ready(message.ok()));
         let work = async move {
-            let served = build.exec_process(incoming, outgoing, status::message);
+            let served = build.exec_process(incoming, outgoing, status::describe);
             served.await.map_err(|error| status::of(&error))
         };
         let work = stream::once(work).filter_map(|ended| async { ended.err().map(Err) });

@@ -1,12 +1,13 @@
-//! The blobs of the default worker, for reading: clients look at what a build left, and at what
-//! is there after pruning. Spoken is containerd's content service, as BuildKit's daemon does
-//! (`control.roContentStore`): whatever writes is refused.
+//! The blobs of the default worker and of the history, for reading: clients look at what a build
+//! left, and at what is there after pruning. Spoken is containerd's content service, as BuildKit's
+//! daemon does (`control.roContentStore`): whatever writes is refused. What the worker does not
+//! have is looked up in the history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cooper_content::{Blob, ContentError, Digest, Info};
+use cooper_content::{Blob, ContentError, ContentStore, Digest, Info};
 use cooper_engine::Engine;
 use cooper_proto::content::content_server::Content;
 use cooper_proto::content::{self as wire};
@@ -35,8 +36,26 @@ impl ContentService {
         Self { engine }
     }
 
-    fn store(&self) -> &dyn cooper_content::ContentStore {
-        &*self.engine.workers().default_worker().content
+    /// The stores in the order in which they are asked.
+    fn stores(&self) -> impl Iterator<Item = &dyn ContentStore> {
+        let worker: &dyn ContentStore = &*self.engine.workers().default_worker().content;
+        let history = self.engine.history().content();
+        std::iter::once(worker).chain(history)
+    }
+
+    /// The first store that has the blob, and what it says of it.
+    async fn find(&self, digest: &Digest) -> Result<(&dyn ContentStore, Info), Status> {
+        for store in self.stores() {
+            match store.info(digest).await {
+                Err(ContentError::NotFound { .. }) => {}
+                found => {
+                    let info = found.map_err(|error| failed(&error))?;
+                    return Ok((store, info));
+                }
+            }
+        }
+        let digest = digest.clone();
+        Err(failed(&ContentError::NotFound { digest }))
     }
 }
 
@@ -113,8 +132,7 @@ impl Content for ContentService {
         request: Request<wire::InfoRequest>,
     ) -> Result<Response<wire::InfoResponse>, Status> {
         let digest = digest_of(&request.into_inner().digest)?;
-        let info = self.store().info(&digest).await;
-        let info = info.map_err(|error| failed(&error))?;
+        let (_, info) = self.find(&digest).await?;
         Ok(Response::new(wire::InfoResponse {
             info: Some(info_of(&info)),
         }))
@@ -125,9 +143,17 @@ impl Content for ContentService {
         request: Request<wire::ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let filters = filters(&request.into_inner().filters)?;
-        let found = self.store().walk().await;
+        let mut known = HashSet::new();
+        let mut found = Vec::new();
+        for store in self.stores() {
+            let there = store.walk().await.map_err(|error| failed(&error))?;
+            found.extend(
+                there
+                    .into_iter()
+                    .filter(|info| known.insert(info.digest.clone())),
+            );
+        }
         let found: Vec<_> = found
-            .map_err(|error| failed(&error))?
             .iter()
             .filter(|info| {
                 let (digest, size) = (info.digest.to_string(), info.size.to_string());
@@ -157,7 +183,8 @@ impl Content for ContentService {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         let digest = digest_of(&request.digest)?;
-        let blob = self.store().open(&digest).await;
+        let (store, _) = self.find(&digest).await?;
+        let blob = store.open(&digest).await;
         let blob = blob.map_err(|error| failed(&error))?;
         let size = blob.size();
         let out_of_range = || Status::out_of_range(format!("read past object length {size} bytes"));

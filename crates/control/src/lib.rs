@@ -35,3 +35,4 @@ mod status;
 
 pub use serve::{ServeError, serve};
 pub use service::Version;
+pub use status::describe;

@@ -132,11 +132,20 @@ impl Control for ControlService {
         &self,
         request: Request<control::StatusRequest>,
     ) -> Result<Response<Self::StatusStream>, Status> {
-        let events = self.engine.status(&request.into_inner().r#ref).await;
-        let events = events.map_err(|error| status::of(&error))?;
+        let name = request.into_inner().r#ref;
+        let events = match self.engine.watch(&name) {
+            Some(events) => events,
+            None => {
+                if let Some(log) = history::log(self.engine.history(), &name).await? {
+                    return Ok(timed(log));
+                }
+                let events = self.engine.status(&name).await;
+                events.map_err(|error| status::of(&error))?
+            }
+        };
         let answers = stream::unfold(events, |mut events| async move {
             let new = events.next().await?;
-            Some((convert::responses(&new), events))
+            Some((cooper_history::responses(&new), events))
         });
         let answers = answers.flat_map(|answers| stream::iter(answers.into_iter().map(Ok)));
         Ok(timed(answers.boxed()))
@@ -176,8 +185,8 @@ impl Control for ControlService {
         &self,
         request: Request<control::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        let stop = self.stop.clone();
-        let events = history::listen(&self.engine, request.into_inner(), stop);
+        let (history, stop) = (self.engine.history(), self.stop.clone());
+        let events = Box::pin(history::listen(history, request.into_inner(), stop)).await?;
         Ok(timed(events))
     }
 
@@ -185,7 +194,7 @@ impl Control for ControlService {
         &self,
         request: Request<control::UpdateBuildHistoryRequest>,
     ) -> Result<Response<control::UpdateBuildHistoryResponse>, Status> {
-        history::update(&request.into_inner())
+        history::update(self.engine.history(), request.into_inner()).await
     }
 }
 

@@ -27,8 +27,9 @@ pub(crate) fn of(error: &(dyn StdError + 'static)) -> Status {
     Status::with_details(code, status.message.clone(), status.encode_to_vec().into())
 }
 
-/// [`of`] as it stands in a message.
-pub(crate) fn message(error: &EngineError) -> rpc::Status {
+/// The status of a failed build, or of anything that a frontend asked for, as it stands in messages
+/// and in records: with the typed details that BuildKit's clients read.
+pub fn describe(error: &EngineError) -> rpc::Status {
     described(error)
 }
 

@@ -385,7 +385,7 @@ async fn what_cannot_be_done_is_said() {
         .update_build_history(request)
         .await
         .unwrap_err();
-    assert_eq!(error.code(), Code::Unimplemented);
+    assert_eq!(error.code(), Code::NotFound);
     daemon.stop().await;
 }
 

@@ -13,6 +13,7 @@ use cooper_executor::DnsConfig;
 use cooper_executor::cni::CniConfig;
 use cooper_frontend::Frontend;
 use cooper_frontend_dockerfile::DockerfileFrontend;
+use cooper_history::History;
 use cooper_llb::Entitlements;
 use cooper_registry::{HostConfig, KeyPair};
 use cooper_session::Manager;
@@ -75,6 +76,10 @@ impl Daemon {
             true => Some(StoredPlaintexts::open(&root.join(PLAINTEXTS)).await?),
             false => None,
         };
+        let history = match config.history.limits() {
+            Some(limits) => History::open(&root, limits).await?,
+            None => History::none(),
+        };
         let mut cx = context(config, root);
         cx.plaintexts = plaintexts.map(Arc::new);
         let controller = Box::pin(Controller::start(&cx)).await?;
@@ -83,6 +88,8 @@ impl Daemon {
             sessions: Manager::new(),
             frontends: frontends(config),
             entitlements: supported(&config.insecure_entitlements)?,
+            history,
+            describe: cooper_control::describe,
         });
         Ok(Self {
             engine: Arc::new(engine),

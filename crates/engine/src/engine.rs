@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use cooper_exporter::Exporter;
@@ -12,9 +12,11 @@ use cooper_frontend::{
     BuildOpts, Frontend, FrontendResult, SolveRequest as BridgeRequest, WorkerInfo,
 };
 use cooper_frontend_dockerfile::DockerfileFrontend;
+use cooper_history::{Attachment, End, History, Record};
 use cooper_llb::Entitlements;
 use cooper_ops::JobContext;
 use cooper_progress::Sink;
+use cooper_proto::{control, rpc};
 use cooper_session::{Group, Manager};
 use cooper_solver::Explanation;
 use cooper_worker::{Controller, Worker};
@@ -24,16 +26,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::events::EventLog;
-use crate::jobs::{Entered, Jobs};
+use crate::jobs::{Entered, Jobs, With};
 use crate::{
-    BuildEvents, BuildInfo, EngineError, Events, Gateway, SolveRequest, SolveResponse, caps,
-    entitlements, export,
+    EngineError, Events, Gateway, SolveRequest, SolveResponse, caps, entitlements, export,
 };
 
 /// How long a listener waits for its build (BuildKit's value): clients ask before they solve.
 const STATUS_WAIT: Duration = Duration::from_secs(6);
 /// How long a call of a client that is its own frontend waits for its build (BuildKit's value).
 const GATEWAY_WAIT: Duration = Duration::from_secs(3);
+/// How long the end waits for the records of builds that were given up.
+const RECORD_WAIT: Duration = Duration::from_secs(5);
 /// Frontends that run as containers.
 const GATEWAY: &str = "gateway.v0";
 
@@ -47,17 +50,33 @@ pub struct EngineConfig {
     pub frontends: Vec<Arc<dyn Frontend>>,
     /// The rights that clients may give to their builds.
     pub entitlements: Entitlements,
+    /// What is kept of builds.
+    pub history: History,
+    /// What an error is in a record.
+    pub describe: fn(&EngineError) -> rpc::Status,
 }
 
 impl EngineConfig {
-    /// The built-in frontends, and no rights.
+    /// The built-in frontends, no rights, and no history.
     pub fn new(workers: Controller, sessions: Manager) -> Self {
         Self {
             workers,
             sessions,
             frontends: vec![Arc::new(DockerfileFrontend)],
             entitlements: Entitlements::default(),
+            history: History::none(),
+            describe: described,
         }
+    }
+}
+
+/// An error of which nothing but its text is known (code `Unknown`).
+fn described(error: &EngineError) -> rpc::Status {
+    const UNKNOWN: i32 = 2;
+    rpc::Status {
+        code: UNKNOWN,
+        message: cooper_solver::error_chain(error),
+        details: Vec::new(),
     }
 }
 
@@ -148,7 +167,7 @@ impl Engine {
                 sessions: config.sessions,
                 frontends: frontends.collect(),
                 entitlements: config.entitlements,
-                jobs: Jobs::new(),
+                jobs: Jobs::new(config.history, config.describe),
                 closing: CancellationToken::new(),
             }),
         }
@@ -224,23 +243,18 @@ impl Engine {
             }
             false => (None, None),
         };
-        let info = BuildInfo {
-            id: request.id.clone(),
-            frontend: request.frontend.clone(),
-            frontend_attrs: request.frontend_attrs.clone(),
-            exporters: request.exporters.clone(),
-            created_at: SystemTime::now(),
-            completed_at: None,
-            exporter_response: BTreeMap::new(),
-            error: String::new(),
-            explanations: Vec::new(),
-        };
+        // What is refused does not become a build that others hear of.
+        let recorded = !request.internal && checked.is_ok();
+        let record = recorded.then(|| record(&request));
         let (attrs, asks) = (request.frontend_attrs.clone(), request.session_exporters);
         let wanted = attrs.get("platform").cloned();
-        let solver = worker.solver.clone();
-        let entered = shared
-            .jobs
-            .enter(info, request.internal, log, gateway.clone(), solver)?;
+        let with = With {
+            log,
+            solver: worker.solver.clone(),
+            content: worker.content.clone(),
+        };
+        let id = request.id.clone();
+        let entered = shared.jobs.enter(id, record, gateway.clone(), with)?;
         let mut running = Running {
             _end: end,
             bridge,
@@ -248,6 +262,7 @@ impl Engine {
             entered,
         };
 
+        let mut end = End::default();
         let built = async {
             let mut exporters = checked?;
             let result = match outcome {
@@ -256,6 +271,7 @@ impl Engine {
                 None => solve_request(&running.bridge, request).await?,
             };
             let input = running.build.evaluate(result.clone()).await?;
+            end.exporter_response = texts(&input.metadata);
             if asks {
                 export::ask(&running.build, &result, &attrs, &mut exporters).await?;
             }
@@ -264,7 +280,9 @@ impl Engine {
                 true => Vec::new(),
                 false => cooper_exporter::verify(&input, wanted.as_deref())?,
             };
-            let response = export::export(&running.build, &exporters, &input, &warnings).await?;
+            let exported = export::export(&running.build, &exporters, &input, &warnings).await?;
+            let (response, images) = exported;
+            end.results = images;
             if asks {
                 export::tell(&running.build, &response).await?;
             }
@@ -272,17 +290,25 @@ impl Engine {
         };
         let mut result = built.await;
         let explanations = running.build.job.explanations();
-        if let (Ok(response), false) = (&mut result, explanations.is_empty()) {
-            response.insert(EXPLANATIONS.to_owned(), explanations_json(&explanations));
+        if !explanations.is_empty() {
+            let json = explanations_json(&explanations);
+            if let Ok(response) = &mut result {
+                // As BuildKit has what is not one word: clients unpack it.
+                response.insert(EXPLANATIONS.to_owned(), BASE64_STANDARD.encode(&json));
+            }
+            end.attachments.push(Attachment {
+                media_type: EXPLAINED,
+                content: json.into_bytes(),
+            });
         }
-        running.entered.info.explanations = explanations;
         if let Some(gateway) = gateway {
             gateway.release_containers().await;
         }
         match &result {
-            Ok(response) => running.entered.info.exporter_response = response.clone(),
-            Err(error) => running.entered.info.error = cooper_solver::error_chain(error),
+            Ok(response) => end.exporter_response.extend(response.clone()),
+            Err(error) => end.error = running.entered.failed(error).error,
         }
+        running.entered.end = Some(end);
         drop(running);
         Ok(SolveResponse {
             exporter_response: result?,
@@ -299,6 +325,12 @@ impl Engine {
         Ok(Events::new(log.await?))
     }
 
+    /// What is seen of the build `id`, if it runs or has ended a while ago.
+    pub fn watch(&self, id: &str) -> Option<Events> {
+        let log = self.shared.jobs.find(id, |entry| Some(entry.log.clone()));
+        log.map(Events::new)
+    }
+
     /// The build `id` whose client is its own frontend; it need not have come yet.
     ///
     /// # Errors
@@ -312,9 +344,10 @@ impl Engine {
             .await
     }
 
-    /// The builds that run now, the oldest first, and the news of builds from now on.
-    pub fn builds(&self) -> (Vec<BuildInfo>, BuildEvents) {
-        self.shared.jobs.listen()
+    /// The builds that run, and what is kept of those that ended. A build that has ended is there
+    /// for whoever waits until it is [settled](History::settled).
+    pub fn history(&self) -> &History {
+        self.shared.jobs.history()
     }
 
     /// Gives up all builds: their clients are told so. Nothing is built after it.
@@ -325,7 +358,13 @@ impl Engine {
     /// Gives up all builds, ends what runs, and waits until what was promised is written.
     pub async fn close(&self) {
         self.cancel();
-        self.shared.workers.close().await;
+        let history = self.history();
+        let settled = tokio::time::timeout(RECORD_WAIT, history.settled("")).await;
+        if settled.is_err() {
+            tracing::warn!("builds that were given up are not in the history");
+        }
+        // Both wait for the disk.
+        tokio::join!(self.shared.workers.close(), history.close());
     }
 }
 
@@ -334,6 +373,8 @@ impl Engine {
 const EXPLAIN: &str = "build-arg:COOPER_EXPLAIN";
 /// Under which name the answer has them, as JSON in base64.
 const EXPLANATIONS: &str = "cooper.explain";
+/// What they are among the attestations of a record, as JSON.
+const EXPLAINED: &str = "application/vnd.cooper.explain.v0+json";
 
 /// Whether the options of a frontend ask for explanations.
 pub(crate) fn is_explained(options: &BTreeMap<String, String>) -> bool {
@@ -352,8 +393,30 @@ fn explanations_json(explanations: &[Arc<Explanation>]) -> String {
         })
     };
     let all = serde_json::json!({ "steps": explanations.iter().map(one).collect::<Vec<_>>() });
-    // As BuildKit has what is not one word: clients unpack it.
-    BASE64_STANDARD.encode(all.to_string())
+    all.to_string()
+}
+
+/// What a build is asked for, as its record has it.
+fn record(request: &SolveRequest) -> Record {
+    let exporters = request.exporters.iter().map(|exporter| control::Exporter {
+        r#type: exporter.kind.clone(),
+        attrs: exporter.attrs.clone(),
+    });
+    Record {
+        r#ref: request.id.clone(),
+        frontend: request.frontend.clone(),
+        frontend_attrs: request.frontend_attrs.clone(),
+        exporters: exporters.collect(),
+        ..Record::default()
+    }
+}
+
+/// What a frontend says of its result, which BuildKit's records have as the exporters' answer.
+fn texts(metadata: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, String> {
+    let metadata = metadata.iter();
+    metadata
+        .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned()))
+        .collect()
 }
 
 /// A build that goes on. The order of the fields is that in which they go: the job ends before

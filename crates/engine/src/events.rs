@@ -33,6 +33,11 @@ impl EventLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// All events so far.
+    pub(crate) fn all(&self) -> Vec<Arc<Event>> {
+        self.lock().events.clone()
+    }
+
     /// Nothing more comes: listeners end when they have read all.
     pub(crate) fn close(&self) {
         let mut state = self.lock();

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use cooper_cache::Layer;
 use cooper_content::Fetch;
 use cooper_exporter::{ExportContext, ExportInput, Exporter, Response};
 use cooper_frontend::FrontendResult;
 use cooper_layer::FetchFor;
 use cooper_progress::{VertexProgress, VertexWarning};
+use cooper_proto::control::Descriptor;
 use cooper_registry::Registry;
 use cooper_session::Group;
 use cooper_source::SourceError;
@@ -80,7 +82,8 @@ pub(crate) async fn tell(build: &Build, response: &Response) -> Result<(), Engin
 }
 
 /// Runs the exporters side by side, each shown as a vertex. The first one says the `warnings`,
-/// which are about the result; where there is none it is said all the same.
+/// which are about the result; where there is none it is said all the same. Gives what the client
+/// is told, and the images that were made, by the numbers of their exporters.
 ///
 /// # Cancel safety
 /// As [`Exporter::export`].
@@ -89,7 +92,7 @@ pub(crate) async fn export(
     exporters: &[Box<dyn Exporter>],
     input: &ExportInput,
     warnings: &[String],
-) -> Result<Response, EngineError> {
+) -> Result<(Response, BTreeMap<i64, Descriptor>), EngineError> {
     if exporters.is_empty() && !warnings.is_empty() {
         let id = format!("{}-verify", build.session_id);
         let shown = Shown::begin(build.sink.clone(), &id, "verifying build result");
@@ -127,8 +130,32 @@ pub(crate) async fn export(
             response.insert(name.clone(), String::from_utf8_lossy(value).into_owned());
         }
     }
+    let images = (0..).zip(&responses);
+    let images = images.filter_map(|(index, response)| Some((index, image(response)?)));
+    let images = images.collect();
     response.extend(responses.into_iter().flatten());
-    Ok(response)
+    Ok((response, images))
+}
+
+/// The image that an exporter says it made.
+fn image(response: &Response) -> Option<Descriptor> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Told {
+        media_type: String,
+        digest: String,
+        size: i64,
+        #[serde(default)]
+        annotations: BTreeMap<String, String>,
+    }
+    let told = BASE64_STANDARD.decode(response.get("containerimage.descriptor")?);
+    let told: Told = serde_json::from_slice(&told.ok()?).ok()?;
+    Some(Descriptor {
+        media_type: told.media_type,
+        digest: told.digest,
+        size: told.size,
+        annotations: told.annotations,
+    })
 }
 
 fn say(warnings: &[String], progress: &VertexProgress) {

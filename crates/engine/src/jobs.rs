@@ -1,76 +1,23 @@
 //! The builds by id: who may listen to them, who may build through them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use cooper_content::ContentStore;
+use cooper_history::{End, History, Record, Recording};
 use cooper_ops::Build as Domain;
-use cooper_solver::{Explanation, Solver};
-use tokio::sync::{broadcast, mpsc, watch};
+use cooper_solver::Solver;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::events::EventLog;
-use crate::{EngineError, ExporterRequest, Gateway};
+use crate::process::Describe;
+use crate::{EngineError, Gateway};
 
 /// How long a build can be listened to after its end (BuildKit's value): its own client may ask
 /// late.
 const KEPT: Duration = Duration::from_secs(10);
-/// How many news of builds wait for a listener before it misses some.
-const NEWS: usize = 64;
-
-/// What is known of a build.
-#[derive(Clone, Debug)]
-pub struct BuildInfo {
-    /// Its id.
-    pub id: String,
-    /// The frontend that was asked for; empty when the client builds by itself.
-    pub frontend: String,
-    /// The frontend's options.
-    pub frontend_attrs: BTreeMap<String, String>,
-    /// What is done with the result.
-    pub exporters: Vec<ExporterRequest>,
-    /// When it began.
-    pub created_at: SystemTime,
-    /// When it ended.
-    pub completed_at: Option<SystemTime>,
-    /// What its client was told at the end.
-    pub exporter_response: BTreeMap<String, String>,
-    /// Why it failed; empty when it did not.
-    pub error: String,
-    /// Why steps were not found in the cache, if its client asked; known when it has ended.
-    pub explanations: Vec<Arc<Explanation>>,
-}
-
-/// A build began or ended.
-#[derive(Clone, Debug)]
-pub enum BuildEvent {
-    /// It began.
-    Started(BuildInfo),
-    /// It ended.
-    Completed(BuildInfo),
-}
-
-/// News of builds as they come.
-pub struct BuildEvents {
-    news: broadcast::Receiver<BuildEvent>,
-}
-
-impl BuildEvents {
-    /// The next one; `None` when the engine is gone. A listener that is too slow misses some.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost.
-    pub async fn next(&mut self) -> Option<BuildEvent> {
-        loop {
-            match self.news.recv().await {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-}
-
 /// The builds by id.
 pub(crate) struct Jobs {
     inner: Arc<Inner>,
@@ -80,21 +27,29 @@ struct Inner {
     entries: Mutex<HashMap<String, Entry>>,
     arrivals: watch::Sender<()>,
     ended: mpsc::UnboundedSender<Ended>,
-    news: broadcast::Sender<BuildEvent>,
+    history: History,
+    /// What errors are in records.
+    describe: Describe,
 }
 
 pub(crate) struct Entry {
     pub(crate) log: Arc<EventLog>,
     /// As long as its client may build through it.
     pub(crate) gateway: Option<Arc<Gateway>>,
-    /// Of builds that run and are not internal.
-    info: Option<BuildInfo>,
+}
+
+/// What a build is worked on with.
+pub(crate) struct With {
+    pub(crate) log: Arc<EventLog>,
+    pub(crate) solver: Solver<Domain>,
+    /// Where the texts of the images are that it makes.
+    pub(crate) content: Arc<dyn ContentStore>,
 }
 
 struct Ended {
     id: String,
-    log: Arc<EventLog>,
-    solver: Solver<Domain>,
+    with: With,
+    recording: Option<Recording>,
 }
 
 impl Inner {
@@ -105,50 +60,57 @@ impl Inner {
 
 impl Jobs {
     /// No builds. Starts the task that closes and forgets those that ended; it ends with this.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(history: History, describe: Describe) -> Self {
         let (ended, mailbox) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             entries: Mutex::default(),
             arrivals: watch::Sender::default(),
             ended,
-            news: broadcast::Sender::new(NEWS),
+            history,
+            describe,
         });
         tokio::spawn(tidy(mailbox, Arc::downgrade(&inner)));
         Self { inner }
     }
 
-    /// Enters a build until the guard goes.
+    pub(crate) fn history(&self) -> &History {
+        &self.inner.history
+    }
+
+    /// Enters the build `id` until the guard goes. It is in the history if there is a record of it.
     pub(crate) fn enter(
         &self,
-        info: BuildInfo,
-        internal: bool,
-        log: Arc<EventLog>,
+        id: String,
+        record: Option<Record>,
         gateway: Option<Arc<Gateway>>,
-        solver: Solver<Domain>,
+        with: With,
     ) -> Result<Entered, EngineError> {
         let mut entries = self.inner.lock();
-        if entries.contains_key(&info.id) {
-            return Err(EngineError::JobExists { id: info.id });
+        if entries.contains_key(&id) {
+            return Err(EngineError::JobExists { id });
         }
         let entry = Entry {
-            log: log.clone(),
+            log: with.log.clone(),
             gateway,
-            info: (!internal).then(|| info.clone()),
         };
-        entries.insert(info.id.clone(), entry);
+        entries.insert(id.clone(), entry);
         drop(entries);
-        if !internal {
-            // Nobody has to listen.
-            let _ = self.inner.news.send(BuildEvent::Started(info.clone()));
-        }
+        let recording = record.map(|record| self.inner.history.begin(record));
         self.inner.arrivals.send_replace(());
         Ok(Entered {
             inner: self.inner.clone(),
-            info,
-            internal,
-            log,
-            solver,
+            end: None,
+            ended: Some(Ended {
+                id,
+                with,
+                recording,
+            }),
         })
+    }
+
+    /// What `find` finds in the build `id`, if it is there.
+    pub(crate) fn find<T>(&self, id: &str, find: impl Fn(&Entry) -> Option<T>) -> Option<T> {
+        self.inner.lock().get(id).and_then(find)
     }
 
     /// What `find` finds in the build `id`, waiting for it to come.
@@ -175,55 +137,54 @@ impl Jobs {
         let found = tokio::time::timeout(limit, found).await;
         found.map_err(|_| EngineError::NoJob { id: id.to_owned() })
     }
-
-    /// The builds that run now, and the news from now on.
-    pub(crate) fn listen(&self) -> (Vec<BuildInfo>, BuildEvents) {
-        let entries = self.inner.lock();
-        let news = self.inner.news.subscribe();
-        let mut running: Vec<_> = entries
-            .values()
-            .filter_map(|entry| entry.info.clone())
-            .collect();
-        running.sort_by_key(|info| info.created_at);
-        (running, BuildEvents { news })
-    }
 }
 
 /// A build that runs. Dropping it ends the build for all who listen.
 pub(crate) struct Entered {
     inner: Arc<Inner>,
-    pub(crate) info: BuildInfo,
-    internal: bool,
-    log: Arc<EventLog>,
-    solver: Solver<Domain>,
+    /// How it ended; without it, it was given up.
+    pub(crate) end: Option<End>,
+    /// There until it is dropped.
+    ended: Option<Ended>,
+}
+
+impl Entered {
+    /// An end with this error.
+    pub(crate) fn failed(&self, error: &EngineError) -> End {
+        End {
+            error: Some((self.inner.describe)(error)),
+            ..End::default()
+        }
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.info.completed_at = Some(SystemTime::now());
+        let Some(mut ended) = self.ended.take() else {
+            return;
+        };
         let left = {
             let mut entries = self.inner.lock();
-            entries.get_mut(&self.info.id).map(|entry| {
-                entry.info = None;
-                entry.gateway.take()
-            })
+            entries.get_mut(&ended.id).map(|entry| entry.gateway.take())
         };
         // Outside of the lock: it may hold the last handles on results.
         drop(left);
-        if !self.internal {
-            let event = BuildEvent::Completed(self.info.clone());
-            let _ = self.inner.news.send(event);
+        if let Some(recording) = &mut ended.recording {
+            let end = self.end.take().unwrap_or_else(|| {
+                self.failed(match std::thread::panicking() {
+                    true => &EngineError::Panicked,
+                    false => &EngineError::Cancelled,
+                })
+            });
+            // From here on who asks for the history waits for the record.
+            recording.end(end);
         }
-        let _ = self.inner.ended.send(Ended {
-            id: self.info.id.clone(),
-            log: self.log.clone(),
-            solver: self.solver.clone(),
-        });
+        let _ = self.inner.ended.send(ended);
     }
 }
 
-/// Closes the logs of builds that ended when the solver has said its last word about them, and
-/// forgets them a while later.
+/// Closes the logs of builds that ended when the solver has said its last word about them, hands
+/// them to the history, and forgets them a while later.
 async fn tidy(mut mailbox: mpsc::UnboundedReceiver<Ended>, jobs: Weak<Inner>) {
     let mut kept: VecDeque<(Instant, String)> = VecDeque::new();
     loop {
@@ -236,10 +197,14 @@ async fn tidy(mut mailbox: mpsc::UnboundedReceiver<Ended>, jobs: Weak<Inner>) {
         };
         tokio::select! {
             ended = mailbox.recv() => {
-                let Some(Ended { id, log, solver }) = ended else { return };
+                let Some(Ended { id, with, recording }) = ended else { return };
+                let With { log, solver, content } = with;
                 // The answer comes after everything that the solver had to tell before.
                 solver.load().await;
                 log.close();
+                if let Some(recording) = recording {
+                    recording.keep(log.all(), Some(content));
+                }
                 kept.push_back((Instant::now() + KEPT, id));
             }
             () = expired => {
@@ -255,32 +220,34 @@ async fn tidy(mut mailbox: mpsc::UnboundedReceiver<Ended>, jobs: Weak<Inner>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cooper_history::News;
     use cooper_solver::SolverConfig;
 
-    fn info(id: &str) -> BuildInfo {
-        BuildInfo {
-            id: id.into(),
-            frontend: String::new(),
-            frontend_attrs: BTreeMap::new(),
-            exporters: Vec::new(),
-            created_at: SystemTime::now(),
-            completed_at: None,
-            exporter_response: BTreeMap::new(),
-            error: String::new(),
-            explanations: Vec::new(),
-        }
+    fn jobs() -> Jobs {
+        Jobs::new(History::none(), |error| cooper_proto::rpc::Status {
+            message: error.to_string(),
+            ..Default::default()
+        })
     }
 
     fn enter(jobs: &Jobs, id: &str) -> Result<Entered, EngineError> {
-        let solver = Solver::new(SolverConfig::in_memory());
-        jobs.enter(info(id), false, Arc::default(), None, solver)
+        let record = Record {
+            r#ref: id.into(),
+            ..Record::default()
+        };
+        let with = With {
+            log: Arc::default(),
+            solver: Solver::new(SolverConfig::in_memory()),
+            content: Arc::new(cooper_content::MemoryContentStore::default()),
+        };
+        jobs.enter(id.into(), Some(record), None, with)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_build_is_waited_for_and_kept_for_a_while() {
-        let jobs = Arc::new(Jobs::new());
-        let (running, mut news) = jobs.listen();
-        assert!(running.is_empty());
+        let jobs = Arc::new(jobs());
+        let mut listening = jobs.history().listen();
+        assert!(listening.running.is_empty());
         let waiting = {
             let jobs = jobs.clone();
             let log = |entry: &Entry| Some(entry.log.clone());
@@ -289,14 +256,20 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let entered = enter(&jobs, "a").unwrap();
         assert!(waiting.await.unwrap().is_ok());
-        assert!(matches!(news.next().await, Some(BuildEvent::Started(info)) if info.id == "a"));
-        assert_eq!(jobs.listen().0.len(), 1);
+        let news = listening.news.next().await;
+        assert!(matches!(news, Some(News::Started(record)) if record.r#ref == "a"));
+        assert_eq!(jobs.history().listen().running.len(), 1);
         let again = enter(&jobs, "a").err().unwrap();
         assert_eq!(again.to_string(), "job ID a exists");
 
         drop(entered);
-        assert!(matches!(news.next().await, Some(BuildEvent::Completed(_))));
-        assert!(jobs.listen().0.is_empty());
+        assert!(jobs.history().listen().running.is_empty());
+        match listening.news.next().await {
+            Some(News::Complete(record)) => {
+                assert_eq!(record.error.as_ref().unwrap().message, "context canceled");
+            }
+            other => panic!("{other:?}"),
+        }
         let there = |jobs: Arc<Jobs>| async move {
             let log = |entry: &Entry| Some(entry.log.clone());
             jobs.wait("a", Duration::ZERO, log).await.is_ok()
@@ -310,7 +283,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_build_that_does_not_come_is_an_error() {
-        let jobs = Jobs::new();
+        let jobs = jobs();
         let found = jobs.wait("x", Duration::from_secs(6), |_| Some(())).await;
         assert_eq!(found.unwrap_err().to_string(), "no such job x");
     }

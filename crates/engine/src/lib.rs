@@ -4,7 +4,8 @@
 //! [`Engine::solve`] takes a definition, a frontend's name, or neither: then the client is the
 //! frontend, and builds through a [`Gateway`] until it returns a result. The result is built,
 //! exporters take it out, and nothing stays pinned. [`Engine::status`] shows a build to any
-//! number of listeners, before it begins and for a while after its end.
+//! number of listeners, before it begins and for a while after its end, and
+//! [`Engine::history`] has what is kept of it.
 //!
 //! All builds share one solver for each worker: what two of them need is made once.
 //!
@@ -57,5 +58,4 @@ pub use error::{EngineError, EvaluateError};
 pub use events::Events;
 pub use failure::StepFailure;
 pub use gateway::Gateway;
-pub use jobs::{BuildEvent, BuildEvents, BuildInfo};
 pub use request::{CacheExport, ExporterRequest, SolveRequest, SolveResponse};

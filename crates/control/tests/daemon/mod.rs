@@ -7,6 +7,7 @@ use cooper_control::{Version, serve};
 use cooper_engine::{Engine, EngineConfig};
 use cooper_executor::{ContainerSpec, ExecError, Executor, Process, Running};
 use cooper_frontend::{Bridge, Frontend, FrontendError, FrontendResult, Inputs};
+use cooper_history::{History, Limits};
 use cooper_llb::build::{Constraints, Exec, FileAction, MarshalOptions, SourceMap, State};
 use cooper_proto::control::control_client::ControlClient;
 use cooper_proto::control::{self, SolveRequest, SolveResponse};
@@ -101,6 +102,9 @@ impl Daemon {
         let workers = Controller::of(vec![worker]).unwrap();
         let mut config = EngineConfig::new(workers, Manager::new());
         config.frontends.push(Arc::new(Panics));
+        let history = History::open(root.path(), Limits::default()).await;
+        config.history = history.unwrap();
+        config.describe = cooper_control::describe;
         let engine = Arc::new(Engine::new(config));
         let stop = CancellationToken::new();
         let (near, far) = tokio::io::duplex(1 << 20);

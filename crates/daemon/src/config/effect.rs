@@ -27,8 +27,6 @@ impl Config {
         add("otel.socketPath", !self.otel.socket_path.is_empty());
         add("cdi.specDirs", !self.cdi.spec_dirs.is_empty());
         add("cdi.autoAllowed", !self.cdi.auto_allowed.is_empty());
-        add("history.maxAge", self.history.max_age.is_some());
-        add("history.maxEntries", self.history.max_entries.is_some());
         add(
             "system.platformsCacheMaxAge",
             self.system.platforms_cache_max_age.is_some(),

@@ -9,6 +9,7 @@ mod quantity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use cooper_history::Limits;
 use serde::Deserialize;
 
 pub(crate) use gc::{Disk, policies};
@@ -261,6 +262,22 @@ pub struct HistoryConfig {
     pub max_age: Option<Period>,
     #[serde(rename = "maxEntries")]
     pub max_entries: Option<i64>,
+}
+
+impl HistoryConfig {
+    /// How long records stay; `None` when none are kept. As in BuildKit, a section that names one of
+    /// the two has nothing of the other: `maxAge` alone removes whatever is older, `maxEntries` alone
+    /// whatever is more. No entries at all, or fewer, is no history.
+    pub fn limits(&self) -> Option<Limits> {
+        match (self.max_age, self.max_entries) {
+            (None, None) => Some(Limits::default()),
+            (_, Some(..=0)) => None,
+            (max_age, max_entries) => Some(Limits {
+                max_age: max_age.unwrap_or_default().0,
+                max_entries: usize::try_from(max_entries.unwrap_or(0)).unwrap_or(usize::MAX),
+            }),
+        }
+    }
 }
 
 /// `[frontend."…"]`.
