@@ -31,7 +31,7 @@ impl PlaceArgs {
         self.daemon.addr.is_none()
     }
 
-    async fn with<T>(&self, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
+    pub(crate) async fn with<T>(&self, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
         match &self.daemon.addr {
             Some(address) => {
                 let tls = self.daemon.tls()?;
@@ -165,7 +165,7 @@ pub(crate) async fn prune(args: PruneArgs) -> Result<(), Failure> {
         .map_err(|error| failure("failed to prune", error))
 }
 
-fn failure(what: &'static str, error: anyhow::Error) -> Failure {
+pub(crate) fn failure(what: &'static str, error: anyhow::Error) -> Failure {
     Failure {
         error: error.context(what),
         sources: Vec::new(),
@@ -207,7 +207,7 @@ fn used(record: &UsageRecord) -> String {
         .map_or_else(String::new, ago)
 }
 
-fn ago(passed: Duration) -> String {
+pub(crate) fn ago(passed: Duration) -> String {
     let seconds = passed.as_secs();
     let (count, unit) = match seconds {
         0..60 => (seconds, "second"),

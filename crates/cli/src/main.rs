@@ -7,6 +7,7 @@ mod connect;
 mod context;
 mod disk;
 mod graph;
+mod history;
 mod local;
 mod policy;
 mod progress;
@@ -24,6 +25,7 @@ use cooper_sys::userns;
 use crate::args::BuildArgs;
 use crate::build::Failure;
 use crate::disk::{DuArgs, PruneArgs};
+use crate::history::{HistoryCommand, PruneHistoriesArgs};
 
 /// The exit code of a build that was interrupted: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -48,6 +50,12 @@ enum Command {
     /// Removes from the build cache what nobody uses.
     #[command(args_override_self = true)]
     Prune(Box<PruneArgs>),
+    /// Shows builds that run and builds that have ended.
+    #[command(subcommand)]
+    History(HistoryCommand),
+    /// Removes the records of builds that are not pinned.
+    #[command(args_override_self = true)]
+    PruneHistories(Box<PruneHistoriesArgs>),
     /// Shows the version.
     Version,
 }
@@ -61,6 +69,8 @@ fn main() -> ExitCode {
         Command::Build(args) => args.daemon.addr.is_none(),
         Command::Du(args) => args.place.is_local(),
         Command::Prune(args) => args.place.is_local(),
+        Command::History(command) => command.is_local(),
+        Command::PruneHistories(args) => args.place.is_local(),
         Command::Version => false,
     };
     if local && let Err(error) = become_root() {
@@ -87,6 +97,8 @@ fn main() -> ExitCode {
         Command::Build(args) => run(build::run(*args)),
         Command::Du(args) => run(disk::du(*args)),
         Command::Prune(args) => run(disk::prune(*args)),
+        Command::History(command) => run(history::run(command)),
+        Command::PruneHistories(args) => run(history::prune(*args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

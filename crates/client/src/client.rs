@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use cooper_proto::content::ReadContentRequest;
 use cooper_proto::content::content_client::ContentClient;
 use cooper_proto::control::control_client::ControlClient;
 use cooper_proto::control::{
-    BytesMessage, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest, PruneRequest,
-    StatusRequest, StatusResponse, UsageRecord,
+    BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, InfoRequest,
+    InfoResponse, ListWorkersRequest, PruneRequest, StatusRequest, StatusResponse,
+    UpdateBuildHistoryRequest, UsageRecord,
 };
 use cooper_proto::disk::disk_client::DiskClient;
 use cooper_proto::disk::{PlanPruneResponse, VerifyRequest, VerifyResponse};
@@ -208,6 +210,54 @@ impl Client {
         Ok(answer
             .into_inner()
             .map_err(ClientError::call("failed to receive status")))
+    }
+
+    /// The history of builds: what is there, and what comes unless the request wants no more.
+    pub async fn history(
+        &self,
+        request: BuildHistoryRequest,
+    ) -> Result<
+        impl Stream<Item = Result<BuildHistoryEvent, ClientError>> + Send + use<>,
+        ClientError,
+    > {
+        let answer = self.control().listen_build_history(request).await;
+        let answer = answer.map_err(ClientError::call("failed to list builds"))?;
+        Ok(answer
+            .into_inner()
+            .map_err(ClientError::call("failed to receive builds")))
+    }
+
+    /// Pins or removes the record of a build.
+    pub async fn update_history(
+        &self,
+        request: UpdateBuildHistoryRequest,
+    ) -> Result<(), ClientError> {
+        let answer = self.control().update_build_history(request).await;
+        answer.map_err(ClientError::call("failed to update the record of a build"))?;
+        Ok(())
+    }
+
+    /// A blob of the daemon's as a whole, which has at most `most` bytes.
+    ///
+    /// # Errors
+    /// Also when it has more.
+    pub async fn blob(&self, digest: &str, most: usize) -> Result<Vec<u8>, ClientError> {
+        let failed = ClientError::call("failed to read a blob");
+        let request = ReadContentRequest {
+            digest: digest.to_owned(),
+            ..ReadContentRequest::default()
+        };
+        let answer = self.content().read(request).await.map_err(&failed)?;
+        let mut pieces = answer.into_inner();
+        let mut blob = Vec::new();
+        while let Some(piece) = pieces.message().await.map_err(&failed)? {
+            if blob.len() + piece.data.len() > most {
+                let large = format!("{digest} has more than {most} bytes");
+                return Err(failed(tonic::Status::resource_exhausted(large)));
+            }
+            blob.extend_from_slice(&piece.data);
+        }
+        Ok(blob)
     }
 
     /// Opens the session that `meta` describes and serves it until the daemon ends it or
