@@ -29,7 +29,6 @@ pub mod fuzz;
 mod graph;
 mod limits;
 mod merge;
-mod numbers;
 mod passthrough;
 mod source;
 #[cfg(test)]

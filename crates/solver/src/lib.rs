@@ -53,7 +53,6 @@ mod explain;
 mod job;
 mod keys;
 mod memory;
-mod once;
 mod runner;
 mod shared;
 mod starting;

@@ -61,6 +61,12 @@ pub fn another_boot(root: &Path) {
              WHERE tbl = 'cache-meta' AND key = 'boot'",
         );
     }
+    let history = root.join("history.db");
+    if history.exists() {
+        let connection = rusqlite::Connection::open(&history).unwrap();
+        let sql = "UPDATE meta SET value = 'before' WHERE name = 'boot'";
+        assert_eq!(connection.execute(sql, []).unwrap(), 1);
+    }
 }
 
 fn databases(root: &Path) -> impl Iterator<Item = PathBuf> {

@@ -139,6 +139,8 @@ impl Bench {
                 .for_each(|record| async { drop(record.unwrap()) })
                 .await;
             assert_eq!(usage().await.unwrap(), []);
+            // What is left are blobs of the history.
+            forget_builds(&self.client).await;
             assert_eq!(blobs(&self.client).await, []);
         });
     }
@@ -167,6 +169,25 @@ impl Bench {
         drop(self.daemon);
         drop(self.registry);
         self.watch.check();
+    }
+}
+
+/// Removes all records of builds, as BuildKit's own cases do.
+async fn forget_builds(client: &Client) {
+    let all = control::BuildHistoryRequest {
+        early_exit: true,
+        ..control::BuildHistoryRequest::default()
+    };
+    let listed = client.history(all).await.unwrap();
+    let events: Vec<_> = listed.collect().await;
+    for event in events {
+        let record = event.unwrap().record.unwrap();
+        let remove = control::UpdateBuildHistoryRequest {
+            r#ref: record.r#ref,
+            delete: true,
+            ..control::UpdateBuildHistoryRequest::default()
+        };
+        client.update_history(remove).await.unwrap();
     }
 }
 

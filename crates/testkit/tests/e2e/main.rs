@@ -40,6 +40,7 @@ mod first_build;
 mod footprint;
 mod gateway_calls;
 mod graphs;
+mod history;
 mod layouts;
 mod lifecycle;
 mod listeners;
