@@ -123,6 +123,14 @@ impl cooper_cache::Fill for Never {
     ) -> Result<(), cooper_cache::FillError> {
         Err("nothing is lazy here".into())
     }
+
+    async fn repeat(
+        &self,
+        _: &cooper_cache::Changes,
+        _: &[Mount],
+    ) -> Result<(), cooper_cache::FillError> {
+        Err("nothing is lazy here".into())
+    }
 }
 
 async fn local(immutable: &ImmutableRef) -> LocalRef {

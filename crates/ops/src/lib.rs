@@ -29,6 +29,7 @@ pub mod fuzz;
 mod graph;
 mod limits;
 mod merge;
+mod numbers;
 mod passthrough;
 mod source;
 #[cfg(test)]

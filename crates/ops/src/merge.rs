@@ -8,40 +8,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cooper_cache::{CacheManager, ImmutableRef, RecordOptions};
-use cooper_content::PlaintextKind;
 use cooper_layer::{CompressionOptions, pack};
-use cooper_llb::gojson::{Object, Value};
 use cooper_proto::pb;
-use cooper_solver::{CacheDep, CacheMap, Description, Op, OpContext, OpError, Vertex};
+use cooper_solver::{CacheMap, Description, Op, OpContext, OpError, Vertex};
 
+use crate::OpsError;
 use crate::env::{Build, Env, InputVertices, Output, localize};
-use crate::{OpsError, describe};
+use crate::numbers::{cache_map, described, text};
 
 const MERGE: &str = "buildkit.merge.v0";
 const DIFF: &str = "buildkit.diff.v0";
-
-/// BuildKit's text of an operation that has only numbers of inputs in it.
-pub(crate) fn text<V: Value>(kind: &str, name: &str, op: &V) -> String {
-    Object::write(|object| {
-        object.field("Type", kind);
-        object.field(name, op);
-    })
-}
-
-pub(crate) fn described(kind: &str, text: &str, vertex: &Vertex<Build>) -> Description {
-    let mut description = describe::begin(kind, vertex);
-    describe::other(text, &mut description);
-    description
-}
-
-/// The identity of an operation with that text.
-pub(crate) fn cache_map(env: &Env, text: &str, inputs: usize) -> CacheMap<Build> {
-    CacheMap {
-        digest: env.key_digest(PlaintextKind::Json, text.as_bytes()),
-        deps: (0..inputs).map(|_| CacheDep::default()).collect(),
-        last: true,
-    }
-}
 
 /// What both work with.
 pub(crate) struct Layers {

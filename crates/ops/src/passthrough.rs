@@ -9,7 +9,7 @@ use cooper_solver::{CacheMap, Description, Op, OpContext, OpError, Vertex};
 
 use crate::OpsError;
 use crate::env::{Build, Env, Output};
-use crate::merge::{cache_map, described, text};
+use crate::numbers::{cache_map, described, text};
 
 const PASSTHROUGH: &str = "buildkit.passthrough.v0";
 

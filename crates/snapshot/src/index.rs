@@ -183,32 +183,27 @@ impl Index {
 
     /// Removes snapshots in their order, with their folders. Says of each whether that went well.
     pub(crate) async fn remove_all(&self, ids: &[SnapshotId]) -> Vec<Result<(), SnapshotError>> {
+        let failed = |attempt: &str, error: &dyn std::error::Error| {
+            let failed = ids.iter().map(|_| {
+                Err(SnapshotError::Backend {
+                    attempt: attempt.to_owned(),
+                    source: error.to_string().into(),
+                })
+            });
+            failed.collect()
+        };
         let struck = match self.strike_out(ids).await {
             Ok(struck) => struck,
             // Nothing is gone.
             Err(error) => {
-                let attempt = || format!("strike out {} snapshots: {error}", ids.len());
-                let failed = |_| {
-                    Err(SnapshotError::Backend {
-                        attempt: attempt(),
-                        source: error.to_string().into(),
-                    })
-                };
-                return ids.iter().map(failed).collect();
+                let attempt = format!("strike out {} snapshots", ids.len());
+                return failed(&attempt, &error);
             }
         };
         let folder = |record: Option<Record>| record.map(|record| self.folder(record.number));
         let folders: Vec<_> = struck.into_iter().map(|one| one.map(folder)).collect();
         let removed = tokio::task::spawn_blocking(move || remove_folders(folders)).await;
-        removed.unwrap_or_else(|error| {
-            let failed = |_| {
-                Err(SnapshotError::Backend {
-                    attempt: "remove folders".into(),
-                    source: error.to_string().into(),
-                })
-            };
-            ids.iter().map(failed).collect()
-        })
+        removed.unwrap_or_else(|error| failed("remove folders", &error))
     }
 
     /// Strikes snapshots out in one transaction; gives what was written of each, `None` where

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use cooper_progress::Sink;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::driver::{Driver, Message};
+use crate::driver::{Driver, Message, Request};
 use crate::shared::{Explained, JobId};
 use crate::{
     CacheSource, Domain, Edge, Explanation, KeyStore, MemoryKeyStore, ResultStore, SolveError,
@@ -181,14 +181,8 @@ impl<D: Domain> Job<D> {
     ) -> Result<D::Output, SolveError> {
         let request = self.solver.next.fetch_add(1, Ordering::Relaxed);
         let (reply, receiver) = oneshot::channel();
-        let message = Message::Build {
-            job: self.id,
-            request,
-            vertices,
-            edge,
-            caches,
-            reply,
-        };
+        let asked = Request::new(self.id, request, vertices, edge, caches, reply);
+        let message = Message::Build(asked);
         let sent = self.solver.mailbox.send(message);
         sent.map_err(|_| SolveError::Cancelled)?;
         let waiting = Waiting {

@@ -53,6 +53,7 @@ mod explain;
 mod job;
 mod keys;
 mod memory;
+mod once;
 mod runner;
 mod shared;
 mod starting;

@@ -33,10 +33,7 @@ pub(crate) struct Runner<D: Domain> {
 impl<D: Domain> Runner<D> {
     pub(crate) async fn run(mut self, work: Work<D::Output>) -> Ended<D> {
         let result = match work {
-            Work::CacheMap { index } => match self.cache_map(index).await {
-                Ok((outcome, map)) => return (outcome, Some(map)),
-                Err(error) => Err(error),
-            },
+            Work::CacheMap { index } => return self.run_map(index).await,
             Work::ContentKey { input, output } => self.content_key(input, output).await,
             Work::Load { cache, result } => Ok(self.load(cache.is_some(), &result).await),
             Work::Execute { inputs } => {
@@ -44,9 +41,20 @@ impl<D: Domain> Runner<D> {
                 self.execute(&inputs, miss).await
             }
         };
-        let outcome =
-            result.unwrap_or_else(|error| Outcome::Failed(failure(&self.cx.shared, error)));
+        let outcome = result.unwrap_or_else(|error| self.failed(error));
         (outcome, None)
+    }
+
+    fn failed(&self, error: OpError) -> OutcomeOf<D> {
+        Outcome::Failed(failure(&self.cx.shared, error))
+    }
+
+    /// The same as [`run`](Self::run) for a map; smaller, as there are many.
+    pub(crate) async fn run_map(self, index: usize) -> Ended<D> {
+        match self.cache_map(index).await {
+            Ok((outcome, map)) => (outcome, Some(map)),
+            Err(error) => (self.failed(error), None),
+        }
     }
 
     /// What comes from elsewhere is kept here.

@@ -69,6 +69,9 @@ pub struct VertexOptions {
 pub trait Op<D: Domain>: Send + Sync {
     /// What the operation is, for the cache, its inputs left out. Called with `index` 0, then 1
     /// and so on until a map says that it is the last one: each gives further keys.
+    ///
+    /// That of a vertex with inputs is polled by the solver's own task first: what takes long
+    /// without waiting keeps all builds waiting, and belongs into a task of its own.
     async fn cache_map(&self, cx: &OpContext<D>, index: usize) -> Result<CacheMap<D>, OpError>;
 
     /// What the operation is, in parts that a user knows, to tell later why it was not found

@@ -1,5 +1,7 @@
 //! Why a step was not cached: two hundred changes, and what is to be said of each.
 
+mod beds;
+mod change;
 mod changes;
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use cooper_testkit::{Client, Context, Daemon, Ran, Registry, leak, push_busybox,
 
 use crate::Out;
 use crate::dockerfile_git::Files;
-use changes::{Change, Edit};
+use change::{Change, Edit};
 
 /// Causes that have to be named right, of a hundred.
 const RIGHT: usize = 95;
@@ -146,7 +148,7 @@ impl World {
 
     /// Carries a change out. What has to be there before is built before.
     fn change(&self, change: &Change) -> Ran {
-        let mut bed = changes::bed(change.bed);
+        let mut bed = beds::bed(change.bed);
         for edit in &change.before {
             self.edit(&mut bed, edit);
         }
