@@ -163,3 +163,67 @@ fn cannot_link(error: &io::Error) -> bool {
         Some(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    /// From a folder with `kept` and `gone` to one with `kept` and a folder with a file.
+    fn changes(dir: &Path) -> Changes {
+        let (lower, upper) = (dir.join("lower"), dir.join("upper"));
+        for folder in [&lower, &upper] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        std::fs::write(lower.join("kept"), "kept").unwrap();
+        std::fs::hard_link(lower.join("kept"), upper.join("kept")).unwrap();
+        std::fs::write(lower.join("gone"), "gone").unwrap();
+        std::fs::create_dir(upper.join("d")).unwrap();
+        std::fs::write(upper.join("d/new"), "new").unwrap();
+        std::fs::set_permissions(upper.join("d/new"), PermissionsExt::from_mode(0o4750)).unwrap();
+        std::os::unix::fs::symlink("new", upper.join("d/link")).unwrap();
+        Changes {
+            lower: vec![Mount::bind(&lower, true)],
+            upper: vec![Mount::bind(&upper, true)],
+            scratch: dir.join("scratch"),
+        }
+    }
+
+    #[test]
+    fn files_are_linked_and_on_another_file_system_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let changes = changes(dir.path());
+        let new = dir.path().join("upper/d/new").metadata().unwrap();
+        for other in [false, true] {
+            let target = dir.path().join(format!("target-{other}"));
+            std::fs::create_dir(&target).unwrap();
+            let none: [String; 0] = [];
+            let mounted = other.then(|| {
+                let tmpfs = Path::new("tmpfs");
+                cooper_sys::MountGuard::mount("tmpfs", tmpfs, &none, &target).unwrap()
+            });
+            std::fs::write(target.join("gone"), "in the way").unwrap();
+            std::fs::write(target.join("d"), "in the way").unwrap();
+            link(&changes, &[Mount::bind(&target, false)], &|| false).unwrap();
+            let mut names: Vec<_> = std::fs::read_dir(&target)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            names.sort();
+            assert_eq!(names, ["d"], "only what changed");
+            let made = target.join("d/new").metadata().unwrap();
+            assert_eq!((made.mode(), made.uid()), (new.mode(), new.uid()));
+            assert_eq!(made.ino() == new.ino(), !other);
+            assert_eq!(made.mtime_nsec(), new.mtime_nsec());
+            assert_eq!(std::fs::read(target.join("d/link")).unwrap(), b"new");
+            drop(mounted);
+        }
+        // Nothing is made that nobody wants any more.
+        let target = dir.path().join("unwanted");
+        std::fs::create_dir(&target).unwrap();
+        let ended = link(&changes, &[Mount::bind(&target, false)], &|| true);
+        assert!(matches!(ended, Err(LayerError::Canceled)), "{ended:?}");
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+    }
+}
