@@ -40,6 +40,7 @@ fn described(error: &(dyn StdError + 'static)) -> rpc::Status {
         // A client's own error comes back to it as it was.
         return returned;
     }
+    facts.daemon();
     let message = error_chain(error);
     tracing::debug!(error = message, "a solve failed");
     rpc::Status {
@@ -132,6 +133,19 @@ impl Facts {
         }
     }
 
+    /// Which program failed: BuildKit's clients show it with `--debug`, and tell by it an error of a
+    /// daemon from one of their own. Its arguments are nobody's business.
+    fn daemon(&mut self) {
+        let name = std::env::args_os().next();
+        let name = name.map(|name| name.to_string_lossy().into_owned());
+        let stack = Stack {
+            cmdline: name.into_iter().collect(),
+            pid: std::process::id(),
+            version: concat!("v", env!("CARGO_PKG_VERSION")),
+        };
+        self.add("stack.Stack", &stack);
+    }
+
     fn frontend(&mut self, error: &FrontendError) {
         if let Some(place) = error.location() {
             self.place(place);
@@ -192,6 +206,14 @@ impl Facts {
 #[derive(Serialize)]
 struct Vertex<'a> {
     digest: &'a str,
+}
+
+/// Without frames: an error here tells what was attempted, and not by which functions.
+#[derive(Serialize)]
+struct Stack {
+    cmdline: Vec<String>,
+    pid: u32,
+    version: &'static str,
 }
 
 #[derive(Serialize)]
@@ -343,6 +365,9 @@ mod tests {
             assert_eq!(source["info"]["data"], "RlJPTSB4Cg==");
             assert_eq!(source["ranges"][0]["start"]["line"], 1);
             assert_eq!(find("gatewayapi.ExitMessage")["Code"], 1);
+            let stack = find("stack.Stack");
+            assert_eq!(stack["pid"], std::process::id());
+            assert_eq!(stack["cmdline"].as_array().unwrap().len(), 1);
         }
     }
 
@@ -379,8 +404,9 @@ mod tests {
         };
         let status = of(&error);
         let details = details(&status);
-        let (url, solve) = details.last().unwrap();
-        assert_eq!(url, "github.com/moby/buildkit/errdefs.Solve+json");
+        let url = "github.com/moby/buildkit/errdefs.Solve+json";
+        let solve = details.iter().find(|(found, _)| found == url);
+        let (_, solve) = solve.unwrap();
         assert_eq!(solve["inputIDs"][0], "in");
         assert_eq!(solve["mountIDs"], serde_json::json!(["out", ""]));
         assert_eq!(solve["op"]["exec"]["meta"]["args"][0], "false");

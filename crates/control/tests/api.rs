@@ -231,6 +231,7 @@ async fn an_error_that_a_client_returns_comes_back_with_its_details() {
             "github.com/moby/buildkit/errdefs.Source+json",
             "github.com/moby/buildkit/errdefs.Vertex+json",
             "github.com/moby/buildkit/errdefs.Solve+json",
+            "github.com/moby/buildkit/stack.Stack+json",
         ]
     );
     let source: serde_json::Value = serde_json::from_slice(&status.details[0].value).unwrap();

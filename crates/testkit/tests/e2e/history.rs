@@ -240,18 +240,19 @@ fn his02_his03_a_failure_is_recorded_with_its_place() {
     let full = rpc::Status::decode(&*bench.blob(&external.digest)).unwrap();
     assert_eq!((full.code, &full.message), (short.code, &short.message));
     let detail = |name: &str| {
-        let name = format!("github.com/moby/buildkit/errdefs.{name}+json");
+        let name = format!("github.com/moby/buildkit/{name}+json");
         let found = full.details.iter().find(|detail| detail.type_url == name);
         serde_json::from_slice::<serde_json::Value>(&found.unwrap().value).unwrap()
     };
     assert!(
-        detail("Vertex")["digest"]
+        detail("errdefs.Vertex")["digest"]
             .as_str()
             .unwrap()
             .starts_with("sha256:")
     );
-    assert_eq!(detail("Source")["info"]["filename"], "Dockerfile");
-    assert!(detail("Source")["info"]["definition"].is_object());
+    assert_eq!(detail("errdefs.Source")["info"]["filename"], "Dockerfile");
+    assert!(detail("errdefs.Source")["info"]["definition"].is_object());
+    assert_eq!(detail("stack.Stack")["pid"], bench.daemon.pid());
     assert_eq!(bench.names(&["status==error"], 0), ["bad"]);
     assert_eq!(bench.names(&["status==completed"], 0), [""; 0]);
     drop(context);
