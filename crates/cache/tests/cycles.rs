@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cooper_cache::{
-    CacheLimits, CacheManager, Descriptor, Layer, MutableRef, PruneOptions, RecordOptions, RefId,
+    CacheLimits, CacheManager, Descriptor, ImmutableRef, Layer, MutableRef, PruneOptions,
+    RecordOptions, RefId,
 };
 use cooper_content::digest_of;
 
-use support::{Random, number, open, seed, taken};
+use support::{Links, Random, number, open, seed, taken};
 
 struct Scale {
     cycles: u64,
@@ -202,8 +203,33 @@ async fn chain(cache: CacheManager, mut random: Random, limit: u64) -> u64 {
             made.retain().await.unwrap();
         }
         last = Some(made.id().clone());
+        if random.below(4) == 0
+            && let Some(merged) = merge(&cache, &mut random, &made).await
+        {
+            last = Some(merged.id().clone());
+        }
     }
     written
+}
+
+/// The changes of some other ref on top of `below`, sometimes with their files.
+async fn merge(
+    cache: &CacheManager,
+    random: &mut Random,
+    below: &ImmutableRef,
+) -> Option<ImmutableRef> {
+    let over = existing(cache, random).await?;
+    // Pruned meanwhile, or itself one that has no files yet.
+    let over = cache.get(&over).await.ok()?;
+    let options = RecordOptions::default();
+    let merged = cache.stack(Some(below), &over, options).await.unwrap();
+    if random.below(4) > 0 {
+        merged.localize(&Links).await.unwrap();
+    }
+    if random.below(4) > 0 {
+        merged.retain().await.unwrap();
+    }
+    Some(merged)
 }
 
 /// A ref of an earlier build, sometimes.

@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cooper_cache::{CacheConfig, CacheManager, RefId};
+use async_trait::async_trait;
+use cooper_cache::{CacheConfig, CacheManager, Changes, Fill, FillError, Layer, Mount, RefId};
 use cooper_content::FsContentStore;
 use cooper_snapshot::{OverlaySnapshotter, Snapshotter};
 use cooper_store::{Dropped, Store};
@@ -97,4 +98,41 @@ pub(crate) fn taken(root: &Path) -> u64 {
 
 pub(crate) fn id(text: &str) -> RefId {
     text.parse().unwrap()
+}
+
+/// Gives the files of a state further names in another one, as merges do; of layers it knows
+/// nothing.
+pub(crate) struct Links;
+
+#[async_trait]
+impl Fill for Links {
+    async fn fill(&self, _: &Layer, _: &[Mount]) -> Result<(), FillError> {
+        Err("no layers here".into())
+    }
+
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+        let upper = &changes.upper[0];
+        let from = match upper.option("lowerdir") {
+            Some(stack) => PathBuf::from(stack.split(':').next().unwrap_or_default()),
+            None => upper.source.clone(),
+        };
+        let to = mounts[0].upper().ok_or("nothing to write to")?.to_owned();
+        tokio::task::spawn_blocking(move || link_all(&from, &to)).await??;
+        Ok(())
+    }
+}
+
+fn link_all(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            std::fs::create_dir(&target)?;
+            link_all(&path, &target)?;
+        } else if kind.is_file() {
+            std::fs::hard_link(&path, &target)?;
+        }
+    }
+    Ok(())
 }
