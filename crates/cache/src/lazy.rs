@@ -42,11 +42,12 @@ pub trait Fill: Send + Sync {
     async fn fill(&self, layer: &Layer, mounts: &[Mount]) -> Result<(), FillError>;
 
     /// Makes `changes` again in `mounts`, which show another state. The files are on the same
-    /// file system, and nobody writes to them: they can be shared.
+    /// file system, and nobody writes to them: they can be shared. Says how many bytes of the
+    /// disk are shared in the end.
     ///
     /// # Cancel safety
     /// When the future is dropped, what was made is thrown away.
-    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError>;
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<u64, FillError>;
 }
 
 impl ImmutableRef {
@@ -117,10 +118,10 @@ impl ImmutableRef {
                 let layer = self.layer().ok_or_else(|| CacheError::NoLayer {
                     id: self.id().clone(),
                 })?;
-                fill.fill(&layer, &mounts).await
+                fill.fill(&layer, &mounts).await.map(|()| 0)
             }
         };
-        filled.map_err(|source| CacheError::Fill {
+        let shared_bytes = filled.map_err(|source| CacheError::Fill {
             id: self.id().clone(),
             source,
         })?;
@@ -129,7 +130,7 @@ impl ImmutableRef {
             .await
             .map_err(snapshot("commit the snapshot", self.id()))?;
         let finish = lease.finish();
-        self.on_disk(text, None, finish).await
+        self.on_disk(text, None, shared_bytes, finish).await
     }
 
     /// Its changes over its parent, good as long as the handle is there. Nobody writes to the
@@ -161,7 +162,7 @@ impl ImmutableRef {
     async fn adopt(&self) -> Result<bool, CacheError> {
         match self.twin() {
             Some((twin, name)) => {
-                self.on_disk(name, Some(twin), |_| Ok(())).await?;
+                self.on_disk(name, Some(twin), 0, |_| Ok(())).await?;
                 Ok(self.is_local())
             }
             None => Ok(false),
@@ -172,6 +173,7 @@ impl ImmutableRef {
         &self,
         name: String,
         owner: Option<RefId>,
+        shared_bytes: u64,
         also: impl FnOnce(&mut cooper_store::Write<'_>) -> Result<(), cooper_store::StoreError>
         + Send
         + 'static,
@@ -187,6 +189,7 @@ impl ImmutableRef {
             state.hold_needs(&owner);
             if let Some(entry) = state.get_mut(self.id()) {
                 entry.record.state = Stage::Committed { name, owner };
+                entry.record.shared_bytes = shared_bytes;
             }
             state.set_size(self.id(), None);
             self.shared().hand_over(&mut state, self.id(), also)?

@@ -113,6 +113,9 @@ pub(crate) struct Record {
     /// Whose changes it makes again on its parent ([`crate::CacheManager::stack`]).
     #[serde(default)]
     pub(crate) repeats: Option<RefId>,
+    /// Bytes in its snapshot that are that one's, for where snapshots do not tell.
+    #[serde(default)]
+    pub(crate) shared_bytes: u64,
     #[serde(default)]
     pub(crate) indexes: Vec<String>,
 }
@@ -155,6 +158,7 @@ impl Record {
             layer: None,
             packed: false,
             repeats: None,
+            shared_bytes: 0,
             indexes: options.indexes,
         }
     }

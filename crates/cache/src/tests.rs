@@ -230,7 +230,7 @@ impl Fill for FillOne {
     }
 
     /// Gives the files at the top of both further names.
-    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<u64, FillError> {
         let [upper] = changes.upper.as_slice() else {
             return Err("not one mount".into());
         };
@@ -244,7 +244,7 @@ impl Fill for FillOne {
             std::fs::hard_link(entry.path(), to.join(entry.file_name()))?;
         }
         self.repeated.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        Ok(0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use cooper_content::Digest;
-use cooper_snapshot::{ActiveKey, SnapshotError, SnapshotName};
+use cooper_snapshot::{ActiveKey, SnapshotError, SnapshotName, Usage};
 
 use crate::blobs::{Known, Work};
 use crate::core::Core;
@@ -157,14 +157,24 @@ impl Core {
         Ok(())
     }
 
+    /// What a snapshot takes without the `shared` bytes of those that it has of another, where it
+    /// does not say itself which files these are. That one goes after it: they are never its own.
+    pub(crate) fn own(&self, mut usage: Usage, shared: u64) -> Usage {
+        if !self.snapshotter.tells_shared() {
+            usage.bytes = usage.bytes.saturating_sub(shared);
+        }
+        usage
+    }
+
     /// Measures the snapshot of `id` and notes what it takes.
     pub(crate) async fn measure(&self, id: &RefId) -> Result<Option<u64>, CacheError> {
-        let (stage, turns) = {
+        let (stage, turns, shared) = {
             let state = self.state();
             let Some(entry) = state.get(id).filter(|entry| entry.record.has_snapshot()) else {
                 return Ok(None);
             };
-            (entry.record.state.clone(), entry.turns)
+            let record = &entry.record;
+            (record.state.clone(), entry.turns, record.shared_bytes)
         };
         let snapshotter = &self.snapshotter;
         let measured = match &stage {
@@ -185,6 +195,7 @@ impl Core {
             }
             Err(error) => return Err(crate::error::snapshot("measure the snapshot", id)(error)),
         };
+        let usage = self.own(usage, shared);
         let mut state = self.state();
         let same = |entry: &Entry| entry.record.state == stage && entry.turns == turns;
         if state.get(id).is_some_and(same) {

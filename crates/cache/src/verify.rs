@@ -91,7 +91,7 @@ impl CacheManager {
         core.measure_all(true).await?;
         let mut found = Verified::default();
         // The snapshots by the ledger; of what is being written the size means nothing.
-        let mut known: HashMap<SnapshotId, Option<u64>> = HashMap::new();
+        let mut known: HashMap<SnapshotId, (Option<u64>, u64)> = HashMap::new();
         {
             let state = core.state();
             found.ledger = state.snapshot_bytes();
@@ -107,7 +107,8 @@ impl CacheManager {
                     }
                     Stage::Sealed { .. } | Stage::Lazy => continue,
                 };
-                known.insert(id, entry.uses.size.filter(|_| !entry.taken));
+                let size = entry.uses.size.filter(|_| !entry.taken);
+                known.insert(id, (size, entry.record.shared_bytes));
             }
         }
         let leases = core.store.read(|tx| tx.scan(&LEASES, ""))?;
@@ -122,6 +123,11 @@ impl CacheManager {
             };
             // Gone since it was listed.
             let Ok(usage) = usage else { continue };
+            let (ledger, of_others) = match known.remove(id) {
+                Some((size, of_others)) => (Some(size), of_others),
+                None => (None, 0),
+            };
+            let usage = core.own(usage, of_others);
             found.disk += usage.bytes;
             for file in &usage.shared {
                 if !shared.insert((file.device, file.inode)) {
@@ -132,7 +138,7 @@ impl CacheManager {
                 SnapshotId::Active(key) => format!("snapshot {key} that is written"),
                 SnapshotId::Committed(name) => format!("snapshot {name}"),
             };
-            match known.remove(id) {
+            match ledger {
                 // Being written.
                 Some(None) => {}
                 Some(Some(ledger)) if ledger == usage.bytes => {}
@@ -150,7 +156,7 @@ impl CacheManager {
                 }),
             }
         }
-        for (id, ledger) in known {
+        for (id, (ledger, _)) in known {
             if ledger.is_some() {
                 found.differences.push(Difference {
                     what: format!("snapshot {id}"),

@@ -184,6 +184,11 @@ impl Snapshotter for ContainerdSnapshotter {
         self.root.as_deref()
     }
 
+    /// containerd counts the bytes of each by itself.
+    fn tells_shared(&self) -> bool {
+        false
+    }
+
     async fn prepare(
         &self,
         key: &ActiveKey,

@@ -117,7 +117,7 @@ impl Fill for Filler {
         Ok(self.unpack(layer, mounts).await?)
     }
 
-    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<u64, FillError> {
         let _status = self.inner.progress.status("merging", "merging");
         let stop = Stop::default();
         let stopped = stop.0.clone();

@@ -3,7 +3,7 @@
 //!
 //! What comes out is what packing the changes and unpacking the layer would give.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
@@ -25,24 +25,26 @@ use crate::parents::{Folder, Tree};
 use crate::unpack::{Limits, Unpacker, times};
 
 /// Makes `changes` again in the mounts of a snapshot that is written, until `stopped` says that
-/// nobody wants them. Blocks: for a thread that may. On an error the snapshot is to be thrown
-/// away.
+/// nobody wants them, and gives the bytes on the disk that both have then. Blocks: for a thread
+/// that may. On an error the snapshot is to be thrown away.
 pub(crate) fn link(
     changes: &Changes,
     target: &[Mount],
     stopped: &dyn Fn() -> bool,
-) -> Result<(), LayerError> {
+) -> Result<u64, LayerError> {
     let trees = Trees::open(&changes.lower, &changes.upper, &changes.scratch)?;
     let mut linker = Linker {
         upper: trees.upper(),
         target: Unpacker::new(Tree::open(target)?, &Limits::default()),
         folders: HashSet::new(),
+        linked: HashMap::new(),
     };
     trees.walk(&mut |change| match stopped() {
         true => Err(LayerError::Canceled),
         false => linker.change(&change),
     })?;
-    linker.target.tree.set_times()
+    linker.target.tree.set_times()?;
+    Ok(linker.linked.values().sum())
 }
 
 struct Linker<'a> {
@@ -50,6 +52,8 @@ struct Linker<'a> {
     target: Unpacker,
     /// Folders that were made.
     folders: HashSet<std::path::PathBuf>,
+    /// Bytes on the disk of each file that got a further name, by its number.
+    linked: HashMap<u64, u64>,
 }
 
 impl Linker<'_> {
@@ -106,7 +110,11 @@ impl Linker<'_> {
         };
         match self.target.replacing(&folder, name, link) {
             Err(error) if cannot_link(&error) => self.copy(path, &folder, name)?,
-            result => result?,
+            result => {
+                result?;
+                let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+                self.linked.insert(stat.st_ino, blocks * 512);
+            }
         }
         self.target.wrote(&folder, name);
         Ok(())
@@ -205,7 +213,7 @@ mod tests {
             });
             std::fs::write(target.join("gone"), "in the way").unwrap();
             std::fs::write(target.join("d"), "in the way").unwrap();
-            link(&changes, &[Mount::bind(&target, false)], &|| false).unwrap();
+            let shared = link(&changes, &[Mount::bind(&target, false)], &|| false).unwrap();
             let mut names: Vec<_> = std::fs::read_dir(&target)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
@@ -215,6 +223,7 @@ mod tests {
             let made = target.join("d/new").metadata().unwrap();
             assert_eq!((made.mode(), made.uid()), (new.mode(), new.uid()));
             assert_eq!(made.ino() == new.ino(), !other);
+            assert_eq!(shared >= new.blocks() * 512, !other, "{shared}");
             assert_eq!(made.mtime_nsec(), new.mtime_nsec());
             assert_eq!(std::fs::read(target.join("d/link")).unwrap(), b"new");
             drop(mounted);

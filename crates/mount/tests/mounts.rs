@@ -128,7 +128,7 @@ impl cooper_cache::Fill for Never {
         &self,
         _: &cooper_cache::Changes,
         _: &[Mount],
-    ) -> Result<(), cooper_cache::FillError> {
+    ) -> Result<u64, cooper_cache::FillError> {
         Err("nothing is lazy here".into())
     }
 }

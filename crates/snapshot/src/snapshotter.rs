@@ -187,6 +187,12 @@ pub trait Snapshotter: Send + Sync {
         false
     }
 
+    /// Whether what it says of the size of a snapshot tells which files others may have too
+    /// ([`Usage::shared`]).
+    fn tells_shared(&self) -> bool {
+        true
+    }
+
     /// Makes a snapshot to be written, on top of `parent` or empty.
     async fn prepare(
         &self,

@@ -110,7 +110,7 @@ impl Fill for Links {
         Err("no layers here".into())
     }
 
-    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<(), FillError> {
+    async fn repeat(&self, changes: &Changes, mounts: &[Mount]) -> Result<u64, FillError> {
         let upper = &changes.upper[0];
         let from = match upper.option("lowerdir") {
             Some(stack) => PathBuf::from(stack.split(':').next().unwrap_or_default()),
@@ -118,7 +118,7 @@ impl Fill for Links {
         };
         let to = mounts[0].upper().ok_or("nothing to write to")?.to_owned();
         tokio::task::spawn_blocking(move || link_all(&from, &to)).await??;
-        Ok(())
+        Ok(0)
     }
 }
 
