@@ -66,7 +66,7 @@ fn upper_folder(
                 path: path.clone(),
             })?,
             // A file that was moved away and back is in the upper folder too.
-            Some(old) if !same(lower, &path, old, upper, &new)? => {
+            Some(old) if !same(lower, &path, old, upper, &new, Content::Read)? => {
                 visit(Change {
                     kind: ChangeKind::Modify,
                     path: path.clone(),
@@ -136,7 +136,7 @@ fn walk_folder(
                 kind: ChangeKind::Add,
                 path: path.clone(),
             })?,
-            Some(old) if !same(lower, &path, old, upper, &new)? => {
+            Some(old) if !same(lower, &path, old, upper, &new, Content::ByTimes)? => {
                 visit(Change {
                     kind: ChangeKind::Modify,
                     path: path.clone(),
@@ -184,6 +184,15 @@ fn is_opaque(entry: &Entry) -> io::Result<bool> {
     Ok(false)
 }
 
+/// How much the content of files counts that are alike in everything else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// Times with fractions say that it is the same: there are too many files to read.
+    ByTimes,
+    /// The files were written, and a writer can set times.
+    Read,
+}
+
 /// Whether the path is the same in both states, as containerd's walking differ decides it:
 /// metadata, link target and, when size and time leave a doubt, content.
 fn same(
@@ -192,6 +201,7 @@ fn same(
     old: &Stat,
     upper: &Root,
     new: &Stat,
+    content: Content,
 ) -> io::Result<bool> {
     let Some(lower) = lower else { return Ok(false) };
     if old.st_ino == new.st_ino && old.st_dev == new.st_dev {
@@ -206,7 +216,8 @@ fn same(
     // What is known already first: most files that were written differ in these.
     let times = (old.st_mtime, old.st_mtime_nsec) == (new.st_mtime, new.st_mtime_nsec);
     match kind(new) {
-        FileType::Directory | FileType::Symlink => {}
+        // A folder's time changes with its members, which are named themselves.
+        FileType::Directory => {}
         FileType::RegularFile if old.st_size != new.st_size => return Ok(false),
         _ if !times => return Ok(false),
         _ => {}
@@ -216,13 +227,13 @@ fn same(
     if attributes(&before)? != attributes(&after)? {
         return Ok(false);
     }
+    // Times without fractions were made by hand or by an archive.
+    let read = content == Content::Read || new.st_mtime_nsec == 0;
     match kind(new) {
         FileType::Symlink => Ok(before.read_link()? == after.read_link()?),
-        // Times without fractions were made by hand or by an archive: look at the content.
-        FileType::RegularFile if new.st_mtime_nsec == 0 && new.st_size > 0 => {
+        FileType::RegularFile if read && new.st_size > 0 => {
             same_content(&lower.open_file(path)?, &upper.open_file(path)?)
         }
-        // A folder's time changes with its members, which are named themselves.
         _ => Ok(true),
     }
 }

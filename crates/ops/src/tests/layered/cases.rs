@@ -428,3 +428,14 @@ async fn a_merge_has_the_files_of_what_it_is_made_of() {
         assert_eq!(merged.0, of.0, "{kind:?}");
     }
 }
+
+/// On an overlay it is known which files were written: these are read where all else is alike.
+#[tokio::test]
+async fn a_writer_that_sets_times_is_found_out() {
+    let bench = bench_on(Kind::Overlay).await;
+    let base = run("echo content > file");
+    let script = "cp -p file time; echo CONTENT > file; touch -r time file; rm time";
+    let changed = diff(base.clone(), base.run(script));
+    let changed = bench.state(&changed).await;
+    assert_eq!(bench.unpacked(&changed).await, ["file 644 \"CONTENT\\n\""]);
+}
