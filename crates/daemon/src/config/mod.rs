@@ -345,6 +345,26 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    #[test]
+    fn the_history_is_as_long_as_it_says() {
+        let limits = |text: &str| Config::parse(text).unwrap().history.limits();
+        let of = |seconds, max_entries| {
+            Some(Limits {
+                max_age: std::time::Duration::from_secs(seconds),
+                max_entries,
+            })
+        };
+        assert_eq!(limits(""), of(48 * 3600, 50));
+        assert_eq!(limits("[history]"), of(48 * 3600, 50));
+        let both = "[history]\nmaxAge = \"2h\"\nmaxEntries = 7";
+        assert_eq!(limits(both), of(7200, 7));
+        assert_eq!(limits("[history]\nmaxAge = 172800"), of(172_800, 0));
+        assert_eq!(limits("[history]\nmaxEntries = 7"), of(0, 7));
+        for none in ["0", "-1"] {
+            assert_eq!(limits(&format!("[history]\nmaxEntries = {none}")), None);
+        }
+    }
+
     const FULL: &str = r#"
 debug = true
 root = "/var/lib/x"
