@@ -1,4 +1,5 @@
-//! The gateway on the daemon's socket: a client names its build in the metadata of each call.
+//! The gateway: on the daemon's socket, where a client names its build in the metadata of each
+//! call, and for a frontend's program, which has one build.
 
 use std::sync::Arc;
 
@@ -21,21 +22,34 @@ const MESSAGES: usize = 8;
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
 
 pub(crate) struct BridgeService {
-    engine: Arc<Engine>,
+    builds: Builds,
     version: Version,
 }
 
+/// Which build a call is about.
+pub(crate) enum Builds {
+    /// The one that its metadata names.
+    Named(Arc<Engine>),
+    /// This one.
+    One(Arc<Gateway>),
+}
+
 impl BridgeService {
-    pub(crate) fn new(engine: Arc<Engine>, version: Version) -> Self {
-        Self { engine, version }
+    pub(crate) fn new(builds: Builds, version: Version) -> Self {
+        Self { builds, version }
     }
 
     /// The build that the call is about, and what it asks.
     async fn open<T>(&self, request: Request<T>) -> Result<(Arc<Gateway>, T), Status> {
-        let id = request.metadata().get(BUILD_ID);
-        let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
-        let found = self.engine.gateway(id).await;
-        let found = found.map_err(|error| status::of(&error))?;
+        let found = match &self.builds {
+            Builds::Named(engine) => {
+                let id = request.metadata().get(BUILD_ID);
+                let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+                let found = engine.gateway(id).await;
+                found.map_err(|error| status::of(&error))?
+            }
+            Builds::One(build) => build.clone(),
+        };
         Ok((found, request.into_inner()))
     }
 }
@@ -56,7 +70,7 @@ impl LlbBridge for BridgeService {
     ) -> Result<Response<gateway::PongResponse>, Status> {
         let (build, _) = self.open(request).await?;
         let version = self.version.to_wire();
-        let workers = self.engine.workers().list(&[]).into_iter();
+        let workers = build.workers().list(&[]).into_iter();
         let opts = build.build_opts();
         Ok(Response::new(gateway::PongResponse {
             frontend_api_caps: list(&opts.gateway_caps),

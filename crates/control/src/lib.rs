@@ -33,6 +33,6 @@ mod service;
 mod session;
 mod status;
 
-pub use serve::{ServeError, serve};
+pub use serve::{GatewayOverStdio, ServeError, serve};
 pub use service::Version;
 pub use status::describe;

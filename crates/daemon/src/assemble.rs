@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cooper_control::Version;
-use cooper_engine::{Engine, EngineConfig};
+use cooper_control::{GatewayOverStdio, Version};
+use cooper_engine::{Engine, EngineConfig, ImageFrontends};
 use cooper_executor::DnsConfig;
 use cooper_executor::cni::CniConfig;
 use cooper_frontend::Frontend;
@@ -31,6 +31,8 @@ use crate::{Config, DaemonError, workers};
 const GRACE: Duration = Duration::from_secs(1);
 /// What cache keys are made of, in the root (BuildKit's name).
 const PLAINTEXTS: &str = "cache-debug.db";
+/// How frontends that are images are named in the configuration.
+const GATEWAY: &str = "gateway.v0";
 /// The name of the built-in frontend in the configuration.
 const DOCKERFILE: &str = "dockerfile.v0";
 
@@ -87,6 +89,7 @@ impl Daemon {
             workers: controller,
             sessions: Manager::new(),
             frontends: frontends(config),
+            images: image_frontends(config),
             entitlements: supported(&config.insecure_entitlements)?,
             history,
             describe: cooper_control::describe,
@@ -145,15 +148,27 @@ impl Daemon {
     }
 }
 
+/// Whether nobody switched a frontend off.
+fn is_on(config: &Config, name: &str) -> bool {
+    let settings = config.frontend.get(name);
+    settings.is_none_or(|settings| settings.enabled != Some(false))
+}
+
 /// The built-in frontends that are not switched off.
 fn frontends(config: &Config) -> Vec<Arc<dyn Frontend>> {
-    let switched_off = |name: &str| {
-        let settings = config.frontend.get(name);
-        settings.is_some_and(|settings| settings.enabled == Some(false))
-    };
     let all: [(&str, Arc<dyn Frontend>); 1] = [(DOCKERFILE, Arc::new(DockerfileFrontend))];
-    let on = all.into_iter().filter(|(name, _)| !switched_off(name));
+    let on = all.into_iter().filter(|(name, _)| is_on(config, name));
     on.map(|(_, frontend)| frontend).collect()
+}
+
+/// How frontends are run that are images, if they are not switched off.
+fn image_frontends(config: &Config) -> Option<ImageFrontends> {
+    let settings = config.frontend.get(GATEWAY);
+    let allowed = settings.map(|settings| settings.allowed_repositories.clone());
+    is_on(config, GATEWAY).then(|| ImageFrontends {
+        server: Arc::new(GatewayOverStdio::new(version())),
+        allowed: allowed.unwrap_or_default(),
+    })
 }
 
 /// The rights that clients may give to their builds.

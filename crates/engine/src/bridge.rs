@@ -17,7 +17,7 @@ use prost::Message as _;
 
 use crate::EngineError;
 use crate::build::Build;
-use crate::engine::is_explained;
+use crate::engine::{Chosen, is_explained};
 use crate::meta;
 use crate::reference::LazyRef;
 
@@ -54,10 +54,17 @@ impl BuildBridge {
         }
         let result = if !request.frontend.is_empty() {
             let engine = &self.build.engine;
-            let frontend = engine.frontend(&request.frontend, &request.frontend_opts)?;
-            let bridge: Arc<dyn Bridge> = self.clone();
-            let solving = frontend.solve(bridge, request.frontend_opts, request.frontend_inputs);
-            solving.await?
+            let (options, inputs) = (request.frontend_opts, request.frontend_inputs);
+            match engine.frontend(&request.frontend, &options)? {
+                Chosen::BuiltIn(frontend) => {
+                    let bridge: Arc<dyn Bridge> = self.clone();
+                    frontend.solve(bridge, options, inputs).await?
+                }
+                // It comes back here for what it builds.
+                Chosen::Image(images) => {
+                    Box::pin(images.solve(&self.build, &options, inputs)).await?
+                }
+            }
         } else {
             let definition = request.definition.filter(|def| !def.def.is_empty());
             FrontendResult::single(definition.map(|definition| {

@@ -13,6 +13,7 @@ use cooper_progress::Sink;
 use cooper_session::Group;
 use cooper_solver::Job;
 use futures::future::try_join_all;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Shared;
@@ -38,6 +39,8 @@ pub(crate) struct Build {
     pub(crate) references: Mutex<HashMap<String, Weak<LazyRef>>>,
     /// Whether the frontend was asked last to describe a build, and not to make one.
     pub(crate) subrequest: AtomicBool,
+    /// Places for frontends that run as containers: one may call others.
+    pub(crate) image_frontends: Semaphore,
 }
 
 impl Build {

@@ -216,7 +216,8 @@ impl Container {
         looked.await.map_err(failed)?
     }
 
-    async fn end(&self) {
+    /// Ends it and waits until nothing of it is mounted.
+    pub(crate) async fn end(&self) {
         const SIGKILL: i32 = 9;
         self.released.cancel();
         let init = self.init.lock().await;

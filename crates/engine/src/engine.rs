@@ -21,11 +21,13 @@ use cooper_session::{Group, Manager};
 use cooper_solver::Explanation;
 use cooper_worker::{Controller, Worker};
 use futures::FutureExt as _;
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::events::EventLog;
+use crate::image_frontend::{ImageFrontends, MOST_AT_ONCE};
 use crate::jobs::{Entered, Jobs, With};
 use crate::{
     EngineError, Events, Gateway, SolveRequest, SolveResponse, caps, entitlements, export,
@@ -40,6 +42,13 @@ const RECORD_WAIT: Duration = Duration::from_secs(5);
 /// Frontends that run as containers.
 const GATEWAY: &str = "gateway.v0";
 
+/// The frontend that a request asks for.
+pub(crate) enum Chosen {
+    BuiltIn(Arc<dyn Frontend>),
+    /// It is run from an image.
+    Image(ImageFrontends),
+}
+
 /// What an engine works with.
 pub struct EngineConfig {
     /// The workers.
@@ -48,6 +57,8 @@ pub struct EngineConfig {
     pub sessions: Manager,
     /// The frontends by name.
     pub frontends: Vec<Arc<dyn Frontend>>,
+    /// How frontends run that are images; `None` when none do.
+    pub images: Option<ImageFrontends>,
     /// The rights that clients may give to their builds.
     pub entitlements: Entitlements,
     /// What is kept of builds.
@@ -57,12 +68,13 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The built-in frontends, no rights, and no history.
+    /// The built-in frontends alone, no rights, and no history.
     pub fn new(workers: Controller, sessions: Manager) -> Self {
         Self {
             workers,
             sessions,
             frontends: vec![Arc::new(DockerfileFrontend)],
+            images: None,
             entitlements: Entitlements::default(),
             history: History::none(),
             describe: described,
@@ -91,12 +103,17 @@ pub(crate) struct Shared {
     workers: Controller,
     sessions: Manager,
     frontends: BTreeMap<String, Arc<dyn Frontend>>,
+    images: Option<ImageFrontends>,
     entitlements: Entitlements,
     jobs: Jobs,
     closing: CancellationToken,
 }
 
 impl Shared {
+    pub(crate) fn workers(&self) -> &Controller {
+        &self.workers
+    }
+
     /// The worker that builds run on.
     pub(crate) fn worker(&self) -> &Worker {
         self.workers.default_worker()
@@ -108,16 +125,17 @@ impl Shared {
         &self,
         name: &str,
         options: &BTreeMap<String, String>,
-    ) -> Result<Arc<dyn Frontend>, EngineError> {
+    ) -> Result<Chosen, EngineError> {
         let name = name.to_owned();
         let built_in = match options.get("source") {
             Some(source) if name == GATEWAY => source,
             _ => &name,
         };
-        match self.frontends.get(built_in) {
-            Some(frontend) => Ok(frontend.clone()),
-            None if name == GATEWAY => Err(EngineError::UnsupportedFrontend { name }),
-            None => Err(EngineError::UnknownFrontend { name }),
+        match (self.frontends.get(built_in), &self.images) {
+            (Some(frontend), _) => Ok(Chosen::BuiltIn(frontend.clone())),
+            (None, Some(images)) if name == GATEWAY => Ok(Chosen::Image(images.clone())),
+            (None, None) if name == GATEWAY => Err(EngineError::UnsupportedFrontend { name }),
+            (None, _) => Err(EngineError::UnknownFrontend { name }),
         }
     }
 
@@ -166,6 +184,7 @@ impl Engine {
                 workers: config.workers,
                 sessions: config.sessions,
                 frontends: frontends.collect(),
+                images: config.images,
                 entitlements: config.entitlements,
                 jobs: Jobs::new(config.history, config.describe),
                 closing: CancellationToken::new(),
@@ -228,6 +247,7 @@ impl Engine {
             ended,
             references: Mutex::default(),
             subrequest: AtomicBool::default(),
+            image_frontends: Semaphore::new(MOST_AT_ONCE),
         });
         build.asked_with(&request.frontend_attrs);
         if is_explained(&request.frontend_attrs) {

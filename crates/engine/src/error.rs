@@ -40,11 +40,21 @@ pub enum EngineError {
         /// The name.
         name: String,
     },
-    /// Frontends that run as containers are not there.
+    /// Frontends that run as containers are switched off.
     #[error("frontend {name} is not supported by this builder: it runs no frontend images")]
     UnsupportedFrontend {
         /// The name.
         name: String,
+    },
+    /// The program of a frontend ended without a result.
+    #[error("frontend {image} failed: {how}{}{said}", if said.is_empty() { "" } else { ": " })]
+    FrontendExit {
+        /// Its image.
+        image: String,
+        /// How it ended.
+        how: String,
+        /// What it said last.
+        said: String,
     },
     /// The daemon does not allow what the client gives.
     #[error("granting entitlement {name} is not allowed by build daemon configuration")]

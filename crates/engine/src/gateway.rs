@@ -12,6 +12,7 @@ use cooper_frontend::{
     Warning,
 };
 use cooper_proto::gateway::{self as api, result::Result as Refs};
+use cooper_worker::Controller;
 use tokio::sync::oneshot;
 
 use crate::EngineError;
@@ -57,6 +58,11 @@ impl Gateway {
     /// What the builder is and can do.
     pub fn build_opts(&self) -> &BuildOpts {
         &self.build.opts
+    }
+
+    /// The workers of the builder.
+    pub fn workers(&self) -> &Controller {
+        self.build.engine.workers()
     }
 
     /// Builds a graph or runs a frontend.

@@ -30,7 +30,7 @@
 //! Modules in reading order: `engine`, `request`, `build` and `reference` (one build and what it
 //! promises), `failure`
 //! (a step that failed), `bridge` and `meta`, `gateway`, `container` and `process` (what runs for
-//! a client), `export`, `jobs` and `events` (who listens).
+//! a client), `image_frontend` (frontends that run as containers), `export`, `jobs` and `events` (who listens).
 #![forbid(unsafe_code)]
 
 mod bridge;
@@ -45,6 +45,7 @@ mod export;
 mod failure;
 mod files;
 mod gateway;
+mod image_frontend;
 mod jobs;
 mod meta;
 mod process;
@@ -58,4 +59,5 @@ pub use error::{EngineError, EvaluateError};
 pub use events::Events;
 pub use failure::StepFailure;
 pub use gateway::Gateway;
+pub use image_frontend::{GatewayServer, GatewayStream, ImageFrontends};
 pub use request::{CacheExport, ExporterRequest, SolveRequest, SolveResponse};

@@ -19,6 +19,7 @@ use crate::image::Image;
 use crate::lint::{Lint, LintWarning};
 use crate::options::Options;
 use crate::source::{Source, ranges};
+use crate::syntax::Syntax;
 use crate::{json, subrequest};
 
 /// Capabilities of frontends that this one has.
@@ -55,9 +56,12 @@ impl Frontend for DockerfileFrontend {
         if asked.as_deref() == Some(subrequest::DESCRIBE) {
             return Ok(subrequest::describe());
         }
-        let options = Options::parse(opts, bridge.build_opts())?;
+        let options = Options::parse(opts.clone(), bridge.build_opts())?;
         let request = Request::new(bridge, options, inputs);
         let source = request.dockerfile().await?;
+        if let Some(syntax) = Syntax::of(&opts, &source) {
+            return syntax.forward(&request, opts, &source).await;
+        }
         match asked.as_deref() {
             None | Some("") => build(&request, &source).await,
             Some(subrequest::TARGETS) => {

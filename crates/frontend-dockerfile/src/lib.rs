@@ -5,9 +5,10 @@
 //! keys of a build are the same and one builder's cache serves the other.
 //!
 //! **Which syntax.** A `# syntax=` line and the argument `BUILDKIT_SYNTAX` name an image that is
-//! to read the Dockerfile. There is no host for such images yet, so they are not heeded: the
-//! parser in here reads every Dockerfile, and says what it does not understand. A client that
-//! asks for a capability of frontends that is not known here is refused.
+//! to read the Dockerfile, and it is run. The images `docker/dockerfile` and
+//! `docker/dockerfile-upstream` are this frontend, of whatever version: they are not pulled, the
+//! parser in here reads the file, and says what it does not understand. A client that asks for a
+//! capability of frontends that is not known here is refused.
 //!
 //! It refuses to know how graphs are built: images are looked up, files are read and warnings are
 //! shown through the [`Bridge`](cooper_frontend::Bridge).
@@ -39,6 +40,7 @@ mod named;
 mod options;
 mod source;
 mod subrequest;
+mod syntax;
 
 #[cfg(test)]
 mod tests;

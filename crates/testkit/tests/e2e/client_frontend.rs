@@ -20,7 +20,7 @@ use tonic::{Request, Status, Streaming};
 use crate::client::Bench;
 
 #[derive(Clone)]
-pub(crate) struct Named(AsciiMetadataValue);
+pub(crate) struct Named(pub(crate) AsciiMetadataValue);
 
 impl tonic::service::Interceptor for Named {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {

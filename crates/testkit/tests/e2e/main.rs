@@ -38,6 +38,7 @@ mod failures;
 mod faults;
 mod first_build;
 mod footprint;
+mod frontend_images;
 mod gateway_calls;
 mod graphs;
 mod history;
