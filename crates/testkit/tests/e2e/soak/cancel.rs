@@ -106,16 +106,18 @@ fn settle(bench: &Bench) {
     );
 }
 
-/// What the daemon has open, without the metadata: its store keeps up to four connections for those
-/// who read, and how many of them there are says how many have read at once.
+/// What the daemon has open, without its stores: each keeps up to four connections for those who
+/// read, and how many of them there are says how many have read at once.
 fn descriptors(bench: &Bench) -> Vec<String> {
     let list = std::fs::read_dir(format!("/proc/{}/fd", bench.daemon.pid())).unwrap();
     let links = list.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-    let links = links.map(|link| link.display().to_string());
-    let (metadata, mut links): (Vec<_>, Vec<_>) =
-        links.partition(|link| link.contains("/metadata.db"));
-    // A file, its log and its index for the writer, the first two for each reader.
-    assert!(metadata.len() <= 3 + 2 * 4, "{metadata:?}");
+    let mut links: Vec<_> = links.map(|link| link.display().to_string()).collect();
+    for store in ["/metadata.db", "/history.db"] {
+        let of_store = links.extract_if(.., |link| link.contains(store));
+        let of_store: Vec<_> = of_store.collect();
+        // A file, its log and its index for the writer, the first two for each reader.
+        assert!(of_store.len() <= 3 + 2 * 4, "{of_store:?}");
+    }
     links.sort();
     links
 }
