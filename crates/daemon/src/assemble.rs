@@ -17,6 +17,7 @@ use cooper_history::History;
 use cooper_llb::Entitlements;
 use cooper_registry::{HostConfig, KeyPair};
 use cooper_session::Manager;
+use cooper_solver::error_chain;
 use cooper_sys::FileLock;
 use cooper_worker::{Context, Controller, StoredPlaintexts, WorkerSettings};
 use futures::Stream;
@@ -79,7 +80,13 @@ impl Daemon {
             false => None,
         };
         let history = match config.history.limits() {
-            Some(limits) => History::open(&root, limits).await?,
+            // It is no reason not to build: the disk may be full, and builds may make room.
+            Some(limits) => History::open(&root, limits).await.unwrap_or_else(|error| {
+                let error = error_chain(&error);
+                let root = root.display();
+                tracing::error!(%root, error, "builds are not recorded: their history cannot be opened");
+                History::none()
+            }),
             None => History::none(),
         };
         let mut cx = context(config, root);

@@ -90,9 +90,6 @@ pub enum DaemonError {
         /// Why.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The history of builds cannot be opened.
-    #[error("failed to open the history of builds")]
-    History(#[from] cooper_history::HistoryError),
     /// There is no worker.
     #[error(transparent)]
     Worker(#[from] WorkerError),
