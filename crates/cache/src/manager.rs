@@ -11,11 +11,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::core::{Handed, Shared};
 use crate::keeper::{self, Message};
 use crate::record::{Record, Stage, Uses};
+use crate::refs::Live;
 use crate::state::{MAX_CHAIN, State};
 use crate::{CacheError, ImmutableRef, Layer, LocalRef, MutableRef, RecordOptions, RefId};
 
 /// References of one layer at most: a record does not grow with every name of an image.
 const MOST_SOURCES: usize = 16;
+
+/// A ref that does not go, and its changes on their way to the disk if there are any.
+pub(crate) type Pinned = (Arc<Live>, Result<Option<Handed>, CacheError>);
 
 /// What a cache stands on.
 pub struct CacheConfig {
@@ -207,7 +211,7 @@ impl CacheManager {
             self.check_depth(parent)?;
         }
         let below = parent.map(|parent| parent.id().clone());
-        let (live, handed) = {
+        let pinned = {
             let mut state = self.shared.state();
             let chains = state.chains_on(below.as_ref(), &layer);
             let known = chains
@@ -218,18 +222,28 @@ impl CacheManager {
             {
                 (live, self.more_sources(&mut state, &id, layer))
             } else {
-                let id = RefId::random();
                 let mut record = Record::new(below, Stage::Lazy, options);
                 record.retain = false;
                 record.layer = Some(layer);
-                state.insert(id.clone(), record, Uses::default());
-                let live = self.shared.pin(&mut state, &id);
-                let live = live.expect("the entry was made a line ago");
-                let handed = self.shared.hand_over(&mut state, &id, |_| Ok(()));
-                (live, handed.map(Some))
+                self.insert_lazy(&mut state, record)
             }
         };
-        // Not before the lock is free: dropping a handle takes it.
+        self.found(pinned).await
+    }
+
+    /// Puts a record of a ref in that is not on disk.
+    pub(crate) fn insert_lazy(&self, state: &mut State, record: Record) -> Pinned {
+        let id = RefId::random();
+        state.insert(id.clone(), record, Uses::default());
+        let live = self.shared.pin(state, &id);
+        let live = live.expect("the entry was made a line ago");
+        let handed = self.shared.hand_over(state, &id, |_| Ok(()));
+        (live, handed.map(Some))
+    }
+
+    /// A handle of a ref whose changes, if there are any, are committed. The lock of the state is
+    /// free by now: dropping a handle takes it.
+    pub(crate) async fn found(&self, (live, handed): Pinned) -> Result<ImmutableRef, CacheError> {
         let found = ImmutableRef { live };
         if let Some(handed) = handed? {
             self.shared.touch();

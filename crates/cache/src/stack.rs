@@ -1,7 +1,7 @@
 //! Refs that make the changes of another one again on top of a parent of their own: what merges
 //! and differences are made of. Nothing is read or written before somebody wants their files.
 
-use crate::record::{Record, Stage, Uses};
+use crate::record::{Record, Stage};
 use crate::state::State;
 use crate::{CacheError, CacheManager, ImmutableRef, Layer, RecordOptions, RefId};
 
@@ -44,7 +44,7 @@ impl CacheManager {
             Some(below) => format!("{INDEX}{below}:{source}"),
             None => format!("{INDEX}{source}"),
         };
-        let (live, handed) = {
+        let pinned = {
             let mut state = self.shared.state();
             let known = known(&state, &index, below.as_ref(), layer.as_ref());
             if let Some(id) = known
@@ -52,26 +52,15 @@ impl CacheManager {
             {
                 (live, Ok(None))
             } else {
-                let id = RefId::random();
                 let mut record = Record::new(below, Stage::Lazy, options);
                 record.retain = false;
                 record.layer = layer;
                 record.repeats = Some(source);
                 record.indexes.push(index);
-                state.insert(id.clone(), record, Uses::default());
-                let live = self.shared.pin(&mut state, &id);
-                let live = live.expect("the entry was made a line ago");
-                let handed = self.shared.hand_over(&mut state, &id, |_| Ok(()));
-                (live, handed.map(Some))
+                self.insert_lazy(&mut state, record)
             }
         };
-        // Not before the lock is free: dropping a handle takes it.
-        let found = ImmutableRef { live };
-        if let Some(handed) = handed? {
-            self.shared.touch();
-            self.shared.committed(found.id(), handed).await?;
-        }
-        Ok(found)
+        self.found(pinned).await
     }
 }
 

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::EngineError;
 use crate::build::Build;
+use crate::process::SIGKILL;
 
 /// The containers of one build by the names that its client gave them.
 #[derive(Default)]
@@ -218,7 +219,6 @@ impl Container {
 
     /// Ends it and waits until nothing of it is mounted.
     pub(crate) async fn end(&self) {
-        const SIGKILL: i32 = 9;
         self.released.cancel();
         let init = self.init.lock().await;
         if let Init::Running(first) = &*init {

@@ -398,7 +398,12 @@ const EXPLAINED: &str = "application/vnd.cooper.explain.v0+json";
 
 /// Whether the options of a frontend ask for explanations.
 pub(crate) fn is_explained(options: &BTreeMap<String, String>) -> bool {
-    let value = options.get(EXPLAIN).map(String::as_str);
+    is_true(options.get(EXPLAIN))
+}
+
+/// Whether a value is one of those that Go's programs read as true.
+pub(crate) fn is_true(value: Option<&String>) -> bool {
+    let value = value.map(String::as_str);
     matches!(value, Some("1" | "t" | "T" | "true" | "True" | "TRUE"))
 }
 

@@ -2,7 +2,6 @@
 //! it reaches by its standard input and output (`frontend/gateway` in BuildKit).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +23,9 @@ use crate::EngineError;
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::container::{Container, NewContainer};
+use crate::engine::is_true;
 use crate::gateway::Gateway;
+use crate::process::{SIGKILL, no_pipe, output};
 
 /// The program of an image that does not say which one it is (BuildKit's).
 const PROGRAM: &str = "/run";
@@ -33,7 +34,6 @@ const CAPS_LABEL: &str = "moby.buildkit.frontend.caps";
 /// Says that a frontend needs no network.
 const NO_NETWORK_LABEL: &str = "moby.buildkit.frontend.network.none";
 const INPUTS_CAP: &str = "moby.buildkit.frontend.inputs";
-const SIGKILL: i32 = 9;
 /// So many of them run at the same time for one build: one that calls itself comes to an end.
 pub(crate) const MOST_AT_ONCE: usize = 64;
 /// So long may a program go on that does not speak with the builder any more.
@@ -102,13 +102,12 @@ impl ImageFrontends {
         let program = Program::find(&bridge, &name).await?;
         program.check_caps(options, !inputs.is_empty())?;
         let container = program.container(build, &bridge).await?;
-        let (gateway, outcome) = Gateway::new(build.clone(), bridge, inputs);
+        let (gateway, mut outcome) = Gateway::new(build.clone(), bridge, inputs);
         let ended = self
             .run(build, &container, &gateway, program.process(build, options))
             .await;
         gateway.release_containers().await;
         container.end().await;
-        let mut outcome = outcome;
         // An error that it returned says more than how it ended, and that more than success (as in
         // BuildKit).
         match (outcome.try_recv().ok(), ended?) {
@@ -126,10 +125,7 @@ impl ImageFrontends {
         gateway: &Arc<Gateway>,
         mut process: Process,
     ) -> Result<Ended, EngineError> {
-        let stream = connect(&mut process).map_err(|error| {
-            let message = format!("failed to make a pipe for a frontend: {error}");
-            EngineError::Invalid(message)
-        })?;
+        let stream = connect(&mut process)?;
         let said = Arc::new(Mutex::new(Vec::new()));
         let hear = said.clone();
         process.stderr = Output::call(move |piece: Bytes| {
@@ -189,11 +185,10 @@ impl Ended {
 }
 
 /// Gives a process a standard input and output, of which this is the other end.
-fn connect(process: &mut Process) -> io::Result<GatewayStream> {
-    let (to_program, input) = pipe::pipe()?;
-    let (output, from_program) = pipe::pipe()?;
-    process.stdin = Input::Fd(input.into_blocking_fd()?);
-    process.stdout = Output::Fd(Arc::new(output.into_blocking_fd()?));
+fn connect(process: &mut Process) -> Result<GatewayStream, EngineError> {
+    let from_program = output(&mut process.stdout)?;
+    let (to_program, input) = pipe::pipe().map_err(no_pipe)?;
+    process.stdin = Input::Fd(input.into_blocking_fd().map_err(no_pipe)?);
     Ok(tokio::io::join(from_program, to_program))
 }
 
@@ -283,9 +278,7 @@ impl Program {
             output: -1,
             ..pb::Mount::default()
         };
-        let no_network = self.labels.get(NO_NETWORK_LABEL).map(String::as_str);
-        let no_network = matches!(no_network, Some("1" | "t" | "T" | "true" | "True" | "TRUE"));
-        let network = match no_network {
+        let network = match is_true(self.labels.get(NO_NETWORK_LABEL)) {
             true => pb::NetMode::None,
             false => pb::NetMode::Unset,
         };

@@ -24,6 +24,7 @@ use crate::container::{Container, Containers};
 
 /// The code of a process of which no other is known (BuildKit's `UnknownExitStatus`).
 const UNKNOWN: u32 = 255;
+pub(crate) const SIGKILL: i32 = 9;
 /// Messages that wait for a process or for the client: enough to keep a pipe busy.
 const QUEUE: usize = 16;
 /// Bytes of one message of output.
@@ -220,13 +221,16 @@ fn begin<'a>(
     Ok((controls, starting))
 }
 
-/// A pipe: a client that reads slowly slows the process, and nothing piles up in between.
-fn output(end: &mut Output) -> Result<pipe::Receiver, EngineError> {
-    let failed = |error: io::Error| EngineError::Invalid(format!("failed to make a pipe: {error}"));
-    let (sender, receiver) = pipe::pipe().map_err(failed)?;
-    let sender = sender.into_blocking_fd().map_err(failed)?;
+/// A pipe: who reads slowly slows the process, and nothing piles up in between.
+pub(crate) fn output(end: &mut Output) -> Result<pipe::Receiver, EngineError> {
+    let (sender, receiver) = pipe::pipe().map_err(no_pipe)?;
+    let sender = sender.into_blocking_fd().map_err(no_pipe)?;
     *end = Output::Fd(Arc::new(sender));
     Ok(receiver)
+}
+
+pub(crate) fn no_pipe(error: io::Error) -> EngineError {
+    EngineError::Invalid(format!("failed to make a pipe: {error}"))
 }
 
 /// What every process has that says nothing else.
@@ -341,7 +345,7 @@ impl Starting<'_> {
         let killed = async {
             container.released().cancelled().await;
             // Its own end is still waited for.
-            let _ = running.signal(9).await;
+            let _ = running.signal(SIGKILL).await;
             std::future::pending().await
         };
         tokio::select! {

@@ -416,3 +416,141 @@ fn fil01_fil02_fil03_fil04_paths_that_are_not_there_are_named() {
     }));
     bench.end();
 }
+
+#[test]
+fn fil02_fil03_what_is_made_is_made_as_asked() {
+    let bench = Bench::start();
+    let base = State::scratch().files(vec![mkdir("/d"), mkfile("/d/f", "old")]);
+    let file = |path: &str, mode: u32, data: &str| FileAction::Mkfile {
+        path: path.into(),
+        mode,
+        data: data.into(),
+        owner: None,
+        created: None,
+    };
+    let made = base.files(vec![
+        // What is there gets another content and keeps its mode.
+        file("/d/f", 0o4711, "new"),
+        file("relative", 0o4711, ""),
+        FileAction::Mkdir {
+            path: "/a/b/c".into(),
+            mode: 0o1770,
+            make_parents: true,
+            owner: Some(Owner::ids(7, 8)),
+            created: None,
+        },
+        // One that is there is no mistake when the ones above are made as well.
+        FileAction::Mkdir {
+            path: "/d".into(),
+            mode: 0o777,
+            make_parents: true,
+            owner: None,
+            created: None,
+        },
+    ]);
+    let archive = bench.stream(request(&made), "tar", &[]);
+    let of = |name: &str| {
+        let header = &archive.entry(name).header;
+        (
+            header.mode().unwrap() & 0o7777,
+            header.uid().unwrap(),
+            header.gid().unwrap(),
+        )
+    };
+    assert_eq!(archive.entry("d/f").data, b"new");
+    assert_eq!(of("d/f"), (0o600, 0, 0));
+    // Permissions are those of user, group and others.
+    assert_eq!(of("relative"), (0o711, 0, 0));
+    assert_eq!(of("a/b/c/"), (0o770, 7, 8));
+    // A file over a folder, and a folder below a file.
+    for action in [
+        file("/d", 0o644, "x"),
+        FileAction::Mkdir {
+            path: "/d/f/g".into(),
+            mode: 0o755,
+            make_parents: true,
+            owner: None,
+            created: None,
+        },
+    ] {
+        let error = bench.fails(&base.files(vec![action.clone()]));
+        assert!(
+            ["file exists", "is a directory", "not a directory"]
+                .iter()
+                .any(|part| error.contains(part)),
+            "{action:?}: {error}"
+        );
+    }
+    // Through a link that leads out it is made within.
+    let out = base
+        .files(vec![FileAction::Symlink {
+            old: "../../../../outside".into(),
+            new: "/link".into(),
+            owner: None,
+            created: None,
+        }])
+        .files(vec![mkdir("/outside"), file("/link/f", 0o644, "in")]);
+    let out = bench.files(&out);
+    assert_eq!(read(&out.path().join("outside/f")), "in");
+    bench.end();
+}
+
+#[test]
+fn fil04_removing_takes_what_it_names_and_no_more() {
+    let bench = Bench::start();
+    let base = State::scratch().files(vec![
+        mkdir("/d"),
+        mkdir("/d/sub"),
+        mkfile("/d/sub/x", "x"),
+        mkfile("/d/a.txt", "a"),
+        mkfile("/d/b.txt", "b"),
+        mkfile("/d/[a].md", "c"),
+        mkfile("/top", "t"),
+        FileAction::Symlink {
+            old: "/top".into(),
+            new: "/d/link".into(),
+            owner: None,
+            created: None,
+        },
+        FileAction::Symlink {
+            old: "/".into(),
+            new: "/root".into(),
+            owner: None,
+            created: None,
+        },
+    ]);
+    let names = |path: &str, allow_not_found: bool, allow_wildcard: bool| {
+        let removed = base.files(vec![FileAction::Rm {
+            path: path.into(),
+            allow_not_found,
+            allow_wildcard,
+        }]);
+        let archive = bench.stream(request(&removed), "tar", &[]);
+        let all: Vec<_> = base_names(&bench, &base)
+            .into_iter()
+            .filter(|name| !archive.0.contains_key(name))
+            .collect();
+        all.join(" ")
+    };
+    assert_eq!(names("/d/sub", false, false), "d/sub/ d/sub/x");
+    assert_eq!(names("d/*.txt", false, true), "d/a.txt d/b.txt");
+    // A name with signs of a pattern is a name unless it is said to be one.
+    assert_eq!(names("/d/[a].md", false, false), "d/[a].md");
+    assert_eq!(names("/d/[a]*", false, true), "d/a.txt");
+    assert_eq!(names("/d/link", false, false), "d/link");
+    assert_eq!(names("/none", true, false), "");
+    assert_eq!(names("/d/*.none", true, true), "");
+    // Through a link, and by a path that leads out and comes back.
+    assert_eq!(names("/root/top", false, false), "top");
+    assert_eq!(names("/../../d/../top", false, false), "top");
+    bench.fails(&base.files(vec![rm("/d/none")]));
+    bench.end();
+}
+
+fn base_names(bench: &Bench, base: &State) -> Vec<String> {
+    bench
+        .stream(request(base), "tar", &[])
+        .0
+        .into_keys()
+        .collect()
+}

@@ -6,15 +6,19 @@ use serde_json::json;
 use crate::Out;
 
 /// A daemon with both clients, and busybox.
-struct Kit {
+pub(crate) struct Kit {
     watch: leak::Watch,
-    registry: Registry,
-    base: String,
-    daemon: Daemon,
+    pub(crate) registry: Registry,
+    pub(crate) base: String,
+    pub(crate) daemon: Daemon,
 }
 
 impl Kit {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::with_config("")
+    }
+
+    pub(crate) fn with_config(config: &str) -> Self {
         let watch = leak::Watch::begin();
         let registry = Registry::start();
         let base = push_busybox(&registry);
@@ -22,7 +26,7 @@ impl Kit {
             watch,
             base,
             registry,
-            daemon: Daemon::start(),
+            daemon: Daemon::with_config(config),
         }
     }
 
@@ -57,7 +61,7 @@ impl Kit {
     }
 
     #[track_caller]
-    fn end(self) {
+    pub(crate) fn end(self) {
         drop((self.daemon, self.registry));
         self.watch.check();
     }

@@ -5,7 +5,7 @@ use cooper_llb::build::State;
 use cooper_proto::gateway as api;
 use cooper_proto::gateway::llb_bridge_client::LlbBridgeClient;
 use cooper_proto::rpc;
-use cooper_testkit::{Client, Context, Daemon, Registry, leak, push_busybox};
+use cooper_testkit::{Client, Context};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -13,27 +13,17 @@ use tonic::transport::Endpoint;
 use crate::Out;
 use crate::client::{bind, sh};
 use crate::client_frontend::{Gateway, Named, nothing, single};
+use crate::dockerfile_words::Kit;
 
-/// A daemon, and images for it.
-struct Kit {
-    watch: leak::Watch,
-    registry: Registry,
-    base: String,
-    daemon: Daemon,
+/// A Dockerfile, if it can be called so, that is for this frontend.
+fn context(frontend: &str) -> Context {
+    Context::new().file(
+        "Dockerfile",
+        format!("# syntax={frontend} two words\nhello\n"),
+    )
 }
 
 impl Kit {
-    fn start(config: &str) -> Self {
-        let watch = leak::Watch::begin();
-        let registry = Registry::start();
-        Self {
-            watch,
-            base: push_busybox(&registry),
-            registry,
-            daemon: Daemon::with_config(config),
-        }
-    }
-
     /// Pushes a frontend whose program is this script.
     #[track_caller]
     fn push(&self, name: &str, script: &str, more: &str) -> String {
@@ -47,32 +37,26 @@ impl Kit {
         name
     }
 
-    /// A Dockerfile, if it can be called so, that is for this frontend.
-    fn context(frontend: &str) -> Context {
-        Context::new().file(
-            "Dockerfile",
-            format!("# syntax={frontend} two words\nhello\n"),
-        )
-    }
-
     #[track_caller]
-    fn fails(&self, frontend: &str, args: &[&str], parts: &[&str]) {
+    fn refuses(&self, frontend: &str, args: &[&str], parts: &[&str]) {
         for client in Client::of(&self.daemon) {
             let args: Vec<_> = args
                 .iter()
                 .copied()
                 .chain(["--output=type=cacheonly"])
                 .collect();
-            client
-                .build(&Self::context(frontend), &args)
-                .fails_with(parts);
+            client.build(&context(frontend), &args).fails_with(parts);
         }
     }
 
+    /// Pushes a frontend whose program passes its input and output on to who listens, and then goes
+    /// on as `after` says.
     #[track_caller]
-    fn end(self) {
-        drop((self.daemon, self.registry));
-        self.watch.check();
+    fn push_relay(&self, name: &str, after: &str) -> (std::net::TcpListener, String) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let frontend = self.push(name, &format!("nc 127.0.0.1 {port}{after}"), "");
+        (listener, frontend)
     }
 }
 
@@ -115,14 +99,12 @@ async fn give_back(gateway: &mut Gateway, result: api::Result) {
 
 #[test]
 fn fe01_fe02_an_image_reads_the_file_that_names_it() {
-    let kit = Kit::start("");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let frontend = kit.push("made", &format!("exec nc 127.0.0.1 {port}"), "");
+    let kit = Kit::start();
+    let (listener, frontend) = kit.push_relay("made", "");
     for client in Client::of(&kit.daemon) {
         let out = Out::new();
         let local = out.local("x");
-        let context = Kit::context(&frontend);
+        let context = context(&frontend);
         let building = client.start(&context, &[local.as_str()]);
         serve(&listener, async |mut gateway: Gateway| {
             let pong = gateway.0.ping(api::PingRequest::default()).await.unwrap();
@@ -165,7 +147,7 @@ fn fe01_fe02_an_image_reads_the_file_that_names_it() {
 
 #[test]
 fn fe02_what_a_frontend_is_told_and_what_is_told_of_it() {
-    let kit = Kit::start("");
+    let kit = Kit::start();
     let telling = "env | sort | grep -e ^BUILDKIT -e ^OWN >&2; pwd >&2; exit 3";
     let frontend = kit.push("telling", telling, "WORKDIR /work\nENV OWN=1\n");
     let cmdline = format!("=cmdline={frontend} two words");
@@ -185,31 +167,29 @@ fn fe02_what_a_frontend_is_told_and_what_is_told_of_it() {
         // The line that names it.
         "Dockerfile:1",
     ];
-    kit.fails(&frontend, &["--build-arg=X=of a client"], &parts);
+    kit.refuses(&frontend, &["--build-arg=X=of a client"], &parts);
     // The argument is stronger than the line.
     let line = kit.push("quiet", "exit 0", "");
     let argument = format!("--build-arg=BUILDKIT_SYNTAX={frontend} of an argument");
     let cmdline = format!("=cmdline={frontend} of an argument");
-    kit.fails(&line, &[&argument], &["exit code: 3", &cmdline]);
-    kit.fails(&line, &[], &["no result for incomplete build"]);
+    kit.refuses(&line, &[&argument], &["exit code: 3", &cmdline]);
+    kit.refuses(&line, &[], &["no result for incomplete build"]);
     let garbage = kit.push("garbage", "echo why >&2; echo garbage; sleep 1000", "");
-    kit.fails(
+    kit.refuses(
         &garbage,
         &[],
         &["frontend grpc server closed unexpectedly: why"],
     );
     let missing = format!("{}/missing:1", kit.registry.host());
-    kit.fails(&missing, &[], &["missing:1", "not found"]);
-    kit.fails("INVALID:name:", &[], &["invalid reference format"]);
+    kit.refuses(&missing, &[], &["missing:1", "not found"]);
+    kit.refuses("INVALID:name:", &[], &["invalid reference format"]);
     kit.end();
 }
 
 #[test]
 fn fe02_an_error_that_a_frontend_returns_is_the_builds() {
-    let kit = Kit::start("");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let frontend = kit.push("fails", &format!("nc 127.0.0.1 {port}; exit 7"), "");
+    let kit = Kit::start();
+    let (listener, frontend) = kit.push_relay("fails", "; exit 7");
     let returned = [
         (Some("it is not to be built"), "it is not to be built"),
         // How it ended goes before success.
@@ -217,7 +197,7 @@ fn fe02_an_error_that_a_frontend_returns_is_the_builds() {
     ];
     for (returned, expected) in returned {
         let client = Client::cooper(&kit.daemon);
-        let context = Kit::context(&frontend);
+        let context = context(&frontend);
         let building = client.start(&context, &["--output=type=cacheonly"]);
         serve(&listener, async |mut gateway: Gateway| match returned {
             Some(message) => {
@@ -245,23 +225,21 @@ fn fe02_an_error_that_a_frontend_returns_is_the_builds() {
 
 #[test]
 fn fe02_capabilities_and_networks_are_those_of_the_labels() {
-    let kit = Kit::start("");
+    let kit = Kit::start();
     let script = "ls /sys/class/net >&2; exit 5";
     let labels = "LABEL moby.buildkit.frontend.network.none=true\n";
     let frontend = kit.push("alone", script, labels);
-    kit.fails(&frontend, &[], &["exit code: 5: lo"]);
+    kit.refuses(&frontend, &[], &["exit code: 5: lo"]);
     // What the client makes of the capability that the error names.
     let lacks = ["current frontend does not support --build-context"];
     let named = ["--build-context=other=docker-image://busybox"];
     let client = Client::buildx(&kit.daemon);
     let args = [named[0], "--output=type=cacheonly"];
-    client
-        .build(&Kit::context(&frontend), &args)
-        .fails_with(&lacks);
+    client.build(&context(&frontend), &args).fails_with(&lacks);
     let labels = "LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.contexts\n";
     let frontend = kit.push("able", script, labels);
     client
-        .build(&Kit::context(&frontend), &args)
+        .build(&context(&frontend), &args)
         .fails_with(&["exit code: 5"]);
     drop(client);
     kit.end();
@@ -269,16 +247,16 @@ fn fe02_capabilities_and_networks_are_those_of_the_labels() {
 
 #[test]
 fn fe02_images_come_from_where_they_may() {
-    let kit = Kit::start(
+    let kit = Kit::with_config(
         "[frontend.\"gateway.v0\"]\nallowedRepositories = [\"docker.io/some/frontend\"]\n",
     );
     let frontend = kit.push("refused", "exit 0", "");
     let refused = format!("'{frontend}' is not an allowed gateway source");
-    kit.fails(&frontend, &[], &[&refused]);
+    kit.refuses(&frontend, &[], &[&refused]);
     kit.end();
-    let kit = Kit::start("[frontend.\"gateway.v0\"]\nenabled = false\n");
+    let kit = Kit::with_config("[frontend.\"gateway.v0\"]\nenabled = false\n");
     let frontend = kit.push("off", "exit 0", "");
-    kit.fails(
+    kit.refuses(
         &frontend,
         &[],
         &["gateway.v0 is not supported by this builder"],
@@ -302,12 +280,10 @@ fn fe02_images_come_from_where_they_may() {
 
 #[test]
 fn fe02_a_build_that_is_given_up_takes_its_frontend_along() {
-    let kit = Kit::start("");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let frontend = kit.push("waits", &format!("exec nc 127.0.0.1 {port}"), "");
+    let kit = Kit::start();
+    let (listener, frontend) = kit.push_relay("waits", "");
     let client = Client::cooper(&kit.daemon);
-    let context = Kit::context(&frontend);
+    let context = context(&frontend);
     let building = client.start(&context, &["--output=type=cacheonly"]);
     let (mut stream, _) = listener.accept().unwrap();
     building.signal(nix::sys::signal::Signal::SIGINT);
